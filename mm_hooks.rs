@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The boundary: what C calls. Hooks and deferred work come in as raw pointers and leave as safe
+//! calls; errors become errnos here, once. No policy.
+//!
+//! Every hook but those of a `fork()` under construction runs in a read section of
+//! `async_fork_srcu`, which keeps the session that `mm->async_fork` pointed to.
+
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
+
+use kernel::alloc::{Flags, KBox};
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::ffi::{c_int, c_ulong};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use kernel::types::Opaque;
+use kernel::{c_str, container_of};
+
+use crate::fork::{self, Fork};
+use crate::mm::{Mm, VmaRef};
+use crate::session::{Poisoned, Session};
+use crate::sync_proactive::{self, Access, Change, Exit, Wait};
+
+/// A session as C sees it.
+type RawSession = bindings::async_fork_session;
+
+static OPS: Ops = Ops(bindings::async_fork_ops {
+    begin: Some(begin),
+    copy_vma: Some(copy_vma),
+    publish: Some(publish),
+    open: Some(open),
+    abort: Some(abort),
+    start: Some(start),
+    sync_addr: Some(sync_addr),
+    sync_range: Some(sync_range),
+    drain: Some(drain),
+    exec: Some(exec),
+    exit: Some(exit),
+    reap: Some(reap),
+});
+
+struct Ops(bindings::async_fork_ops);
+
+// SAFETY: A table of function pointers that is never written.
+unsafe impl Sync for Ops {}
+
+/// The registration of the hooks.
+pub(crate) struct Hooks(());
+
+impl Hooks {
+    /// Switches the hooks on. Fails with `EBUSY` if somebody is registered.
+    pub(crate) fn register() -> Result<Self> {
+        // SAFETY: The table is static, and `drop` takes it back before the module goes.
+        to_result(unsafe { bindings::async_fork_register(&OPS.0) })?;
+        Ok(Hooks(()))
+    }
+}
+
+impl Drop for Hooks {
+    fn drop(&mut self) {
+        // SAFETY: Registered by `register`. Waits for whoever is inside and for SRCU callbacks.
+        unsafe { bindings::async_fork_unregister(&OPS.0) }
+    }
+}
+
+/// A reference to this module: it cannot be unloaded meanwhile.
+pub(crate) struct ModuleRef(());
+
+impl ModuleRef {
+    /// Takes a reference, unless the module is on its way out.
+    pub(crate) fn get() -> Option<Self> {
+        // SAFETY: The pointer is this module's own.
+        let got = unsafe { bindings::try_module_get(crate::THIS_MODULE.as_ptr()) };
+        got.then_some(ModuleRef(()))
+    }
+}
+
+impl Drop for ModuleRef {
+    fn drop(&mut self) {
+        // SAFETY: `get` took the reference. Code of the module still runs behind this; unloading
+        // waits for it, since it runs in an SRCU section of a hook or on the module's workqueue.
+        unsafe { bindings::module_put(crate::THIS_MODULE.as_ptr()) }
+    }
+}
+
+/// Calls `f` with the session that C found in an `mm_struct`.
+///
+/// # Safety
+///
+/// `s` is a published session, and the caller is in a read section of `async_fork_srcu`, or the
+/// session cannot have ended yet.
+unsafe fn with_session<R>(s: *mut RawSession, f: impl FnOnce(&Arc<Session>) -> R) -> R {
+    // SAFETY: `Session::publish` leaked a reference that is given up through a grace period, so the
+    // pointer is an `Arc`'s and stays one until the section ends. It is not dropped here.
+    let session = ManuallyDrop::new(unsafe { Arc::from_raw(s.cast::<Session>().cast_const()) });
+    f(&session)
+}
+
+fn errno(result: Result) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(e) => e.to_errno(),
+    }
+}
+
+fn errno_of_child(result: Result<(), Poisoned>) -> c_int {
+    errno(result.map_err(|Poisoned| EFAULT))
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::begin`.
+unsafe extern "C" fn begin(
+    oldmm: *mut bindings::mm_struct,
+    mm: *mut bindings::mm_struct,
+) -> *mut RawSession {
+    // SAFETY: C holds both, and their locks.
+    let (parent, child) = unsafe { (Mm::from_raw(oldmm), Mm::from_raw(mm)) };
+    // SAFETY: The parent's lock is held, so nobody attaches another session.
+    let old = unsafe { bindings::mm_session(oldmm) };
+    let result = if old.is_null() {
+        Ok(())
+    } else {
+        // SAFETY: Found in the mm, inside the read section that C opened.
+        unsafe { with_session(old, |s| sync_proactive::drain(s, parent, Wait::UntilKilled)) }
+    };
+    match result.and_then(|()| fork::begin(parent, child)) {
+        Ok(Some(fork)) => KBox::into_raw(fork).cast(),
+        Ok(None) => ptr::null_mut(),
+        Err(e) => e.to_ptr(),
+    }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::copy_vma`; `s` comes from [`begin`].
+unsafe extern "C" fn copy_vma(
+    s: *mut RawSession,
+    dst: *mut bindings::vm_area_struct,
+    src: *mut bindings::vm_area_struct,
+) -> c_int {
+    // SAFETY: C hands back what `begin` returned, to one caller at a time.
+    let fork = unsafe { &mut *s.cast::<Fork>() };
+    // SAFETY: C holds both `mmap_lock`s for write.
+    let (dst, src) = unsafe { (VmaRef::from_raw(dst), VmaRef::from_raw(src)) };
+    errno(fork.copy_vma(dst, src))
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::publish`; `s` comes from [`begin`] and is not used again.
+unsafe extern "C" fn publish(s: *mut RawSession) -> *mut RawSession {
+    // SAFETY: C gives back the ownership that `begin` gave it.
+    let fork = unsafe { KBox::from_raw(s.cast::<Fork>()) };
+    match KBox::into_inner(fork).publish() {
+        Some(session) => ptr::from_ref(&*session).cast_mut().cast(),
+        None => ptr::null_mut(),
+    }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::open`; `s` comes from [`publish`].
+unsafe extern "C" fn open(s: *mut RawSession) {
+    // SAFETY: A session does not end before it is open.
+    unsafe { with_session(s, |s| s.open()) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::abort`; `s` comes from [`begin`] and is not used again.
+unsafe extern "C" fn abort(s: *mut RawSession) {
+    // SAFETY: C gives back the ownership that `begin` gave it.
+    let fork = unsafe { KBox::from_raw(s.cast::<Fork>()) };
+    KBox::into_inner(fork).abort();
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::start`.
+unsafe extern "C" fn start(s: *mut RawSession, _mm: *mut bindings::mm_struct) -> bool {
+    // SAFETY: Found in an mm, in a read section.
+    unsafe { with_session(s, |s| s.start()) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::sync_addr`.
+unsafe extern "C" fn sync_addr(
+    s: *mut RawSession,
+    mm: *mut bindings::mm_struct,
+    addr: c_ulong,
+    access: bindings::async_fork_access,
+) -> c_int {
+    let access = match access {
+        bindings::async_fork_access_ASYNC_FORK_READ => Access::Read,
+        _ => Access::Write,
+    };
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
+    // SAFETY: Found in an mm, in a read section.
+    unsafe {
+        with_session(s, |s| {
+            errno_of_child(sync_proactive::sync_addr(s, mm, addr, access))
+        })
+    }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::sync_range`.
+unsafe extern "C" fn sync_range(
+    s: *mut RawSession,
+    mm: *mut bindings::mm_struct,
+    start: c_ulong,
+    end: c_ulong,
+    change: bindings::async_fork_change,
+) -> c_int {
+    let change = match change {
+        bindings::async_fork_change_ASYNC_FORK_LOOK => Change::Look,
+        bindings::async_fork_change_ASYNC_FORK_ZAP => Change::Zap,
+        _ => Change::Change,
+    };
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
+    // SAFETY: Found in an mm, in a read section.
+    unsafe {
+        with_session(s, |s| {
+            errno_of_child(sync_proactive::sync_range(s, mm, start, end, change))
+        })
+    }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::drain`.
+unsafe extern "C" fn drain(
+    s: *mut RawSession,
+    mm: *mut bindings::mm_struct,
+    killable: bool,
+) -> c_int {
+    let wait = if killable {
+        Wait::UntilKilled
+    } else {
+        Wait::ToTheEnd
+    };
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
+    // SAFETY: Found in an mm, in a read section.
+    unsafe { with_session(s, |s| errno(sync_proactive::drain(s, mm, wait))) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::exec`.
+unsafe extern "C" fn exec(s: *mut RawSession, mm: *mut bindings::mm_struct) {
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
+    // SAFETY: Found in an mm, in a read section.
+    unsafe { with_session(s, |s| sync_proactive::exec(s, mm)) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::exit`.
+unsafe extern "C" fn exit(s: *mut RawSession, mm: *mut bindings::mm_struct, victim: bool) {
+    let exit = if victim {
+        Exit::OomVictim
+    } else {
+        Exit::Normal
+    };
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
+    // SAFETY: Found in an mm, in a read section.
+    unsafe { with_session(s, |s| sync_proactive::exit(s, mm, exit)) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::reap`.
+unsafe extern "C" fn reap(s: *mut RawSession, mm: *mut bindings::mm_struct) {
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
+    // SAFETY: Found in an mm, in a read section.
+    unsafe { with_session(s, |s| sync_proactive::reap(s, mm)) }
+}
+
+/// The module's workqueue while it is loaded, else NULL.
+static QUEUE: AtomicPtr<bindings::workqueue_struct> = AtomicPtr::new(ptr::null_mut());
+
+/// The workqueue of copy workers: unbound, to be tuned below `/sys/devices/virtual/workqueue`.
+pub(crate) struct Queue(());
+
+impl Queue {
+    /// How many workers of all sessions run at once.
+    const MAX_ACTIVE: c_int = 8;
+
+    /// Makes the queue.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: The name is a format without arguments.
+        let queue = unsafe {
+            bindings::alloc_workqueue(
+                c_str!("async_fork").as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_SYSFS,
+                Self::MAX_ACTIVE,
+            )
+        };
+        if queue.is_null() {
+            return Err(ENOMEM);
+        }
+        QUEUE.store(queue, Release);
+        Ok(Queue(()))
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let queue = QUEUE.swap(ptr::null_mut(), AcqRel);
+        // SAFETY: `new` made it, and no session is left to queue more. Waits for what runs.
+        unsafe { bindings::destroy_workqueue(queue) }
+    }
+}
+
+/// What a [`Job`] runs.
+pub(crate) trait Run: Send + Sync + 'static {
+    /// Runs on the module's workqueue, in process context. `slot` tells jobs of one object apart.
+    fn run(self: Arc<Self>, slot: usize);
+}
+
+#[repr(C)]
+struct RawJob<T> {
+    /// First, so that the work's address is the job's.
+    work: Opaque<bindings::delayed_work>,
+    target: AtomicPtr<T>,
+    slot: UnsafeCell<usize>,
+}
+
+/// Delayed work on behalf of a `T` that owns it. Queued, it holds a reference to the `T`.
+///
+/// # Invariants
+///
+/// `target` is NULL, or the `T` that owns this; `slot` does not change once that is set.
+pub(crate) struct Job<T: Run>(KBox<RawJob<T>>);
+
+// SAFETY: The workqueue synchronises; `target` is atomic.
+unsafe impl<T: Run> Send for Job<T> {}
+// SAFETY: As above.
+unsafe impl<T: Run> Sync for Job<T> {}
+
+impl<T: Run> Job<T> {
+    /// Makes a job that is not queued.
+    pub(crate) fn new(flags: Flags) -> Result<Self> {
+        let job = KBox::new(
+            RawJob {
+                work: Opaque::uninit(),
+                target: AtomicPtr::new(ptr::null_mut()),
+                slot: UnsafeCell::new(0),
+            },
+            flags,
+        )?;
+        // SAFETY: The box does not move what it holds.
+        unsafe { bindings::init_delayed_work(job.work.get(), Some(job_runs::<T>)) };
+        Ok(Job(job))
+    }
+
+    /// Readies a reference for a run; to be dropped if there is none.
+    fn aim(&self, target: Arc<T>, slot: usize) -> *const T {
+        let target = Arc::into_raw(target);
+        if self.0.target.load(Acquire).is_null() {
+            // SAFETY: Every caller passes the same slot, and a run reads it behind the queueing.
+            unsafe { ptr::write_volatile(self.0.slot.get(), slot) };
+            self.0.target.store(target.cast_mut(), Release);
+        }
+        target
+    }
+
+    /// Queues the job to run in `delay_ms`, unless it is queued.
+    pub(crate) fn queue(&self, target: Arc<T>, slot: usize, delay_ms: u32) {
+        let target = self.aim(target, slot);
+        let queue = QUEUE.load(Acquire);
+        // SAFETY: The queue lives as long as the module, which the target holds.
+        if !unsafe { bindings::queue_delayed_work(queue, self.0.work.get(), delay_ms) } {
+            // SAFETY: `aim` made it; the run that is queued has one of its own.
+            drop(unsafe { Arc::from_raw(target) });
+        }
+    }
+
+    /// Lets the job run now, queued or not.
+    pub(crate) fn kick(&self, target: Arc<T>, slot: usize) {
+        let target = self.aim(target, slot);
+        let queue = QUEUE.load(Acquire);
+        // SAFETY: As in `queue`.
+        if unsafe { bindings::mod_delayed_work(queue, self.0.work.get()) } {
+            // SAFETY: `aim` made it; the run that was queued has one of its own.
+            drop(unsafe { Arc::from_raw(target) });
+        }
+    }
+}
+
+/// # Safety
+///
+/// `work` is the first field of a [`RawJob<T>`] that was queued with a reference.
+unsafe extern "C" fn job_runs<T: Run>(work: *mut bindings::work_struct) {
+    // SAFETY: The reference that was queued keeps the job.
+    let job = unsafe { &*work.cast::<RawJob<T>>().cast_const() };
+    // SAFETY: Not written since the job was queued.
+    let slot = unsafe { ptr::read_volatile(job.slot.get()) };
+    // SAFETY: `Job::queue` or `kick` leaked this reference for this run.
+    let target = unsafe { Arc::from_raw(job.target.load(Acquire).cast_const()) };
+    target.run(slot);
+}
+
+#[repr(C)]
+struct RawRetirement<T> {
+    rcu: Opaque<bindings::callback_head>,
+    work: Opaque<bindings::work_struct>,
+    target: AtomicPtr<T>,
+    fired: AtomicBool,
+}
+
+/// A reference to the `T` that owns this, to be dropped in process context after an SRCU grace
+/// period.
+pub(crate) struct Retirement<T>(KBox<RawRetirement<T>>, PhantomData<Arc<T>>);
+
+// SAFETY: What is shared is atomic; SRCU and the workqueue synchronise the rest.
+unsafe impl<T: Send + Sync> Send for Retirement<T> {}
+// SAFETY: As above.
+unsafe impl<T: Send + Sync> Sync for Retirement<T> {}
+
+impl<T: Send + Sync + 'static> Retirement<T> {
+    /// Makes one that holds nothing.
+    pub(crate) fn new(flags: Flags) -> Result<Self> {
+        let raw = KBox::new(
+            RawRetirement {
+                rcu: Opaque::uninit(),
+                work: Opaque::uninit(),
+                target: AtomicPtr::new(ptr::null_mut()),
+                fired: AtomicBool::new(false),
+            },
+            flags,
+        )?;
+        // SAFETY: The box does not move what it holds.
+        unsafe { bindings::init_work(raw.work.get(), Some(retirement_runs::<T>)) };
+        Ok(Retirement(raw, PhantomData))
+    }
+
+    /// Takes the reference.
+    pub(crate) fn arm(&self, target: Arc<T>) {
+        self.0
+            .target
+            .store(Arc::into_raw(target).cast_mut(), Release);
+    }
+
+    /// Starts the grace period. Once. Any context.
+    pub(crate) fn fire(&self) {
+        if !self.0.fired.swap(true, AcqRel) {
+            // SAFETY: The head is not in use, as `fired` was false, and lives until the callback's
+            // work drops the reference.
+            unsafe { bindings::call_async_fork_srcu(self.0.rcu.get(), Some(grace_is_over::<T>)) }
+        }
+    }
+}
+
+/// Runs with bottom halves off, where the last reference must not be dropped.
+///
+/// # Safety
+///
+/// `head` is that of a [`RawRetirement<T>`] that fired.
+unsafe extern "C" fn grace_is_over<T>(head: *mut bindings::callback_head) {
+    // SAFETY: The head is the first field, and the reference keeps it.
+    let raw = unsafe { &*head.cast::<RawRetirement<T>>().cast_const() };
+    // SAFETY: The module is unloaded only after `srcu_barrier()`, and its queue goes after that.
+    unsafe { bindings::queue_work(QUEUE.load(Acquire), raw.work.get()) };
+}
+
+/// # Safety
+///
+/// `work` is that of a [`RawRetirement<T>`] whose grace period is over.
+unsafe extern "C" fn retirement_runs<T>(work: *mut bindings::work_struct) {
+    let work = work.cast::<Opaque<bindings::work_struct>>();
+    // SAFETY: The work is a field of it.
+    let raw = unsafe { container_of!(work, RawRetirement<T>, work) };
+    // SAFETY: The reference keeps it until it is dropped below.
+    let target = unsafe { (*raw).target.swap(ptr::null_mut(), AcqRel) };
+    if !target.is_null() {
+        // SAFETY: `Retirement::arm` leaked this reference.
+        drop(unsafe { Arc::from_raw(target.cast_const()) });
+    }
+}

@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One `fork()` in progress: its flags, its workers, its end.
+//!
+//! Whoever makes the rest of the copy unwanted sets a flag, then looks for pieces that are
+//! `Copying`; a claimer makes its piece `Copying`, then looks at the flags. All four are SeqCst, so
+//! one of the two sees the other.
+//!
+//! Who holds what:
+//!  1. The two mms' pointers hold one reference to the session together, given up by
+//!     [`Session::detach`] through an SRCU grace period, as hooks find the session without one.
+//!  2. A queued worker holds one reference.
+//!  3. The session holds both `mm_struct`s, not their address spaces, and the module.
+
+#![deny(unsafe_code)]
+
+use core::pin::Pin;
+use core::sync::atomic::{fence, AtomicBool, AtomicUsize, Ordering::*};
+
+use kernel::alloc::{KBox, KVec};
+use kernel::new_spinlock;
+use kernel::prelude::*;
+use kernel::sync::{Arc, SpinLock};
+use kernel::types::ARef;
+
+use crate::mm::{self, count, Backoff, Effort, Event, Memcg, Mm};
+use crate::mm_hooks::{Job, ModuleRef, Retirement, Run};
+use crate::pgtable_copy::{self, Kit, Obstacle, Part, Patience};
+use crate::piece::{Actor, Claim, Piece, Range, Side};
+
+/// The most workers a session has; `ASYNC_FORK_MAX_WORKERS` of the patch.
+const MAX_WORKERS: usize = 8;
+
+/// How long the workers let a new child alone: one that execs at once finds nothing started.
+const WORKER_DELAY_MS: u32 = 2;
+
+/// How long a worker that a test holds waits before it looks again.
+const HOLD_POLL_MS: u32 = 10;
+
+/// PTE tables in stock for the parent's faults.
+const STOCK: usize = 16;
+
+/// Workers visit pieces in steps of this (prime, so that they visit all): an ascending writer then
+/// does not meet the same worker again and again.
+const STRIDE: usize = 2_654_435_761;
+
+/// Why a child cannot have the rest of its memory.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Poison {
+    /// No memory for its page tables.
+    NoMemory,
+    /// A page that had to be copied is broken.
+    Broken,
+    /// The OOM reaper takes the parent's memory, or the child's own.
+    Reaped,
+}
+
+/// The child has lost memory; it is being killed.
+#[derive(Debug)]
+pub(crate) struct Poisoned;
+
+/// One `fork()` whose tables are not all copied yet.
+pub(crate) struct Session {
+    parent: ARef<Mm>,
+    child: ARef<Mm>,
+    memcg: Memcg,
+    /// In the order of their addresses; not changed once published.
+    pub(crate) ranges: KVec<Range>,
+    pieces: usize,
+    remaining: AtomicUsize,
+    /// How many mms still point here.
+    attached: AtomicUsize,
+    published: AtomicBool,
+    /// The parent's TLBs are flushed: copying is allowed.
+    open: AtomicBool,
+    /// The child may run; its owner can be killed.
+    started: AtomicBool,
+    kicked: AtomicBool,
+    child_gone: AtomicBool,
+    poisoned: AtomicBool,
+    /// How many pieces the workers' first pass has handed out.
+    cursor: AtomicUsize,
+    stock: Pin<KBox<SpinLock<[Kit; STOCK]>>>,
+    jobs: KVec<Job<Session>>,
+    retirement: Retirement<Session>,
+    /// Last, so that it is dropped last.
+    _module: ModuleRef,
+}
+
+impl Session {
+    /// Makes a session without ranges, to be filled while `fork()` holds both `mmap_lock`s.
+    pub(crate) fn new(parent: &Mm, child: &Mm, workers: u32) -> Result<Self> {
+        let module = ModuleRef::get().ok_or(ENODEV)?;
+        let flags = mm::session_flags();
+        let workers = (workers as usize).clamp(1, MAX_WORKERS);
+        let mut jobs = KVec::with_capacity(workers, flags)?;
+        for _ in 0..workers {
+            jobs.push(Job::new(flags)?, flags)?;
+        }
+        Ok(Session {
+            memcg: Memcg::of(parent),
+            parent: parent.grab(),
+            child: child.grab(),
+            ranges: KVec::new(),
+            pieces: 0,
+            remaining: AtomicUsize::new(0),
+            attached: AtomicUsize::new(0),
+            published: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+            started: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            child_gone: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+            cursor: AtomicUsize::new(0),
+            stock: KBox::pin_init(
+                new_spinlock!([const { Kit::EMPTY }; STOCK], "async_fork_stock"),
+                flags,
+            )?,
+            jobs,
+            retirement: Retirement::new(flags)?,
+            _module: module,
+        })
+    }
+
+    /// Returns the parent's address space.
+    pub(crate) fn parent(&self) -> &Mm {
+        &self.parent
+    }
+
+    /// Returns which side of the session `mm` is.
+    pub(crate) fn side_of(&self, mm: &Mm) -> Side {
+        if self.child.is(mm) {
+            Side::Child
+        } else {
+            Side::Parent
+        }
+    }
+
+    /// Returns whether the child has lost memory.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(SeqCst)
+    }
+
+    /// Returns whether copying has no use any more.
+    fn is_over(&self) -> bool {
+        self.child_gone.load(SeqCst) || self.is_poisoned()
+    }
+
+    /// Counts the pieces that wait for their copy.
+    pub(crate) fn count_pieces(&mut self) -> usize {
+        self.pieces = self.ranges.iter().map(|range| range.len()).sum();
+        let uncopied = self.ranges.iter().map(Range::uncopied).sum();
+        self.remaining = AtomicUsize::new(uncopied);
+        uncopied
+    }
+
+    /// Lets both mms point to the session; they hold `self` together from now on. Both `mmap_lock`s
+    /// are held for write. Copying starts with [`Session::open`].
+    pub(crate) fn publish(self: &Arc<Self>) {
+        count(Event::SESSION);
+        self.published.store(true, Relaxed);
+        self.attached.store(2, Relaxed);
+        self.retirement.arm(self.clone());
+        self.parent.attach(&**self);
+        self.child.attach(&**self);
+    }
+
+    /// Allows copying. The parent's TLBs hold no writable translation of what is marked.
+    pub(crate) fn open(&self) {
+        self.open.store(true, Release);
+    }
+
+    /// Returns whether copying is allowed yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Acquire)
+    }
+
+    /// Waits for the end of the `fork()` that makes this session; it is about to flush TLBs.
+    pub(crate) fn wait_until_open(&self) {
+        let mut backoff = Backoff::default();
+        while !self.is_open() {
+            backoff.wait();
+        }
+    }
+
+    /// Lifts every mark of a session that is not published. Both `mmap_lock`s are held for write.
+    pub(crate) fn unmark(&self) {
+        for range in self.ranges.iter() {
+            for piece in range.all().filter(|piece| !piece.is_done()) {
+                pgtable_copy::clear_mark_at(&self.parent, piece.addr(), self);
+            }
+        }
+    }
+
+    /// Arms the workers as the child is about to run. False: it is poisoned already.
+    pub(crate) fn start(self: &Arc<Self>) -> bool {
+        self.started.store(true, SeqCst);
+        if self.is_poisoned() {
+            return false;
+        }
+        for slot in 0..self.jobs.len() {
+            self.queue(slot, WORKER_DELAY_MS);
+        }
+        true
+    }
+
+    fn queue(self: &Arc<Self>, slot: usize, delay_ms: u32) {
+        if let Some(job) = self.jobs.get(slot) {
+            job.queue(self.clone(), slot, delay_ms);
+        }
+    }
+
+    /// Starts the workers now, once.
+    pub(crate) fn kick(self: &Arc<Self>) {
+        if !self.kicked.load(Relaxed) && !self.kicked.swap(true, Relaxed) {
+            for (slot, job) in self.jobs.iter().enumerate() {
+                job.kick(self.clone(), slot);
+            }
+        }
+    }
+
+    /// Starts one worker now, to lift the marks; also when none was ever started.
+    fn kick_lifter(self: &Arc<Self>) {
+        if self.remaining.load(SeqCst) > 0 {
+            if let Some(job) = self.jobs.first() {
+                job.kick(self.clone(), 0);
+            }
+        }
+    }
+
+    /// Returns the range that holds `addr`.
+    fn range_at(&self, addr: usize) -> Option<&Range> {
+        let behind = self
+            .ranges
+            .partition_point(|range| range.facts().start() <= addr);
+        let range = self.ranges.get(behind.checked_sub(1)?)?;
+        (addr < range.facts().end()).then_some(range)
+    }
+
+    /// Returns the piece that holds `addr`.
+    pub(crate) fn piece_at(&self, addr: usize) -> Option<Piece<'_>> {
+        self.range_at(addr)?.piece_at(addr)
+    }
+
+    /// Returns the ranges that overlap `[start, end)`.
+    pub(crate) fn ranges_in(&self, start: usize, end: usize) -> impl Iterator<Item = &Range> {
+        let first = self
+            .ranges
+            .partition_point(|range| range.facts().end() <= start);
+        self.ranges
+            .iter()
+            .skip(first)
+            .take_while(move |range| range.facts().start() < end)
+    }
+
+    /// Brings `piece` to `Done`: copies it, or lifts its mark if the copy has no use any more. May
+    /// sleep. The caller is in an SRCU section or holds a reference.
+    pub(crate) fn bring(self: &Arc<Self>, piece: Piece<'_>, actor: Actor) {
+        let mut kit = Kit::EMPTY;
+        while !self.step(piece, actor, &mut kit, Patience::Wait) {}
+    }
+
+    /// Brings `piece` to `Done` without a copy: its side is about to drop the content. May sleep.
+    pub(crate) fn discard(&self, piece: Piece<'_>, actor: Actor) {
+        let mut backoff = Backoff::default();
+        while !piece.is_done() {
+            match Claim::try_new(self, piece, actor) {
+                Some(claim) => pgtable_copy::lift_piece(claim, &self.parent),
+                None => backoff.wait(),
+            }
+        }
+    }
+
+    /// One try at a piece. Returns whether nothing is left to do: it is `Done`, or it must be
+    /// skipped.
+    fn step(
+        self: &Arc<Self>,
+        piece: Piece<'_>,
+        actor: Actor,
+        kit: &mut Kit,
+        patience: Patience,
+    ) -> bool {
+        let mut backoff = Backoff::default();
+        loop {
+            if piece.is_done() {
+                return true;
+            }
+            if !kit.has_pte_table() && !self.is_over() {
+                self.supply(kit, Part::Pte, actor);
+            }
+            let Some(claim) = Claim::try_new(self, piece, actor) else {
+                backoff.wait();
+                continue;
+            };
+            // Behind the claim: see the file's head.
+            if self.is_over() {
+                pgtable_copy::lift_piece(claim, &self.parent);
+                return true;
+            }
+            return match pgtable_copy::copy_piece(claim, &self.parent, &self.child, kit, patience) {
+                Ok(()) => true,
+                Err(Obstacle::Migration) => patience == Patience::Skip,
+                Err(obstacle) => {
+                    self.overcome(obstacle, kit, actor);
+                    false
+                }
+            };
+        }
+    }
+
+    #[cold]
+    fn overcome(self: &Arc<Self>, obstacle: Obstacle, kit: &mut Kit, actor: Actor) {
+        match obstacle {
+            Obstacle::Missing(part) => self.supply(kit, part, actor),
+            Obstacle::SwapCount(entry) => {
+                // The entry is spent by one try; a second is a new run of the copy.
+                if entry.extend_count(&self.memcg, Effort::Stubborn).is_err() {
+                    self.poison(Poison::NoMemory);
+                }
+            }
+            Obstacle::Busy | Obstacle::Migration => mm::cond_resched(),
+            Obstacle::Broken => self.poison(Poison::Broken),
+        }
+    }
+
+    /// Gets `part` for `kit`, from the stock or by allocation; poisons the child if there is none.
+    fn supply(self: &Arc<Self>, kit: &mut Kit, part: Part, actor: Actor) {
+        if part == Part::Pte && actor == Actor::Side(Side::Parent) {
+            let mut stock = self.stock.lock();
+            if let Some(shelf) = stock.iter_mut().find(|shelf| shelf.has_pte_table()) {
+                kit.take_pte_table(shelf);
+                return;
+            }
+        }
+        if kit.allocate(part, &self.memcg, Effort::Quick).is_err()
+            && kit.allocate(part, &self.memcg, Effort::Stubborn).is_err()
+            && !self.is_over()
+        {
+            self.poison(Poison::NoMemory);
+        }
+    }
+
+    /// Fills one place of the stock, if one is empty. Workers only.
+    fn restock(&self) {
+        let wanted = self.stock.lock().iter().any(|shelf| !shelf.has_pte_table());
+        let mut kit = Kit::EMPTY;
+        if wanted && kit.allocate(Part::Pte, &self.memcg, Effort::Quick).is_ok() {
+            let mut stock = self.stock.lock();
+            if let Some(shelf) = stock.iter_mut().find(|shelf| !shelf.has_pte_table()) {
+                shelf.take_pte_table(&mut kit);
+            }
+        }
+    }
+
+    /// Some pieces were brought to `Done`; the last one ends the session.
+    pub(crate) fn pieces_done(&self, pieces: usize) {
+        if pieces > 0 && self.remaining.fetch_sub(pieces, SeqCst) == pieces {
+            self.leave(Side::Parent);
+            self.leave(Side::Child);
+        }
+    }
+
+    /// Takes the session out of one mm, if it is still there. None of its pieces needs that mm.
+    fn detach(&self, side: Side) {
+        let mm = match side {
+            Side::Parent => &self.parent,
+            Side::Child => &self.child,
+        };
+        if mm.detach(self) && self.attached.fetch_sub(1, SeqCst) == 1 {
+            self.retirement.fire();
+        }
+    }
+
+    /// Copies all that is left, workers helping, and takes the session out of `side`'s mm. May
+    /// sleep.
+    pub(crate) fn drain(self: &Arc<Self>, side: Side) {
+        self.kick();
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            self.bring(piece, Actor::Side(side));
+            mm::cond_resched();
+        }
+        self.leave(side);
+    }
+
+    /// As [`Session::drain`], but fails with `EINTR` when the caller is killed meanwhile.
+    pub(crate) fn drain_killable(self: &Arc<Self>, side: Side) -> Result {
+        self.kick();
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            if mm::fatal_signal_pending() {
+                return Err(EINTR);
+            }
+            self.bring(piece, Actor::Side(side));
+            mm::cond_resched();
+        }
+        self.leave(side);
+        Ok(())
+    }
+
+    /// Takes the session out of `side`'s mm as all pieces are `Done`. A poisoned child is held until
+    /// it exits: its holes must never be read as zeroes.
+    fn leave(&self, side: Side) {
+        if side == Side::Parent || !self.is_poisoned() {
+            self.detach(side);
+        }
+    }
+
+    /// Ends the child's part as its address space is about to go: stops the copying and waits for
+    /// copiers inside.
+    pub(crate) fn child_exits(self: &Arc<Self>) {
+        self.child_gone.store(true, SeqCst);
+        fence(SeqCst);
+        self.wait_for_copiers();
+        if self.remaining.load(SeqCst) > 0 && !self.is_poisoned() {
+            count(Event::CANCEL);
+        }
+        self.detach(Side::Child);
+        self.kick_lifter();
+    }
+
+    /// Ends the parent's part as its address space is about to go: no lifter may walk its tables
+    /// from now on.
+    pub(crate) fn parent_exits(&self) {
+        let mut forced = 0;
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            while !piece.is_done() {
+                if piece.force_done() {
+                    count(Event::PIECE_LIFTED);
+                    forced += 1;
+                } else {
+                    piece.wait_while_copying();
+                }
+            }
+        }
+        self.pieces_done(forced);
+        self.detach(Side::Parent);
+    }
+
+    /// Lifts every mark that is left, without allocating. The session is over.
+    pub(crate) fn lift_all(&self) {
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            self.discard(piece, Actor::Side(Side::Parent));
+        }
+    }
+
+    fn wait_for_copiers(&self) {
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            piece.wait_while_copying();
+        }
+    }
+
+    /// Gives up on the child: nobody will ever read what it lacks. Does not sleep or allocate.
+    pub(crate) fn poison(self: &Arc<Self>, why: Poison) {
+        // Before the flag, and so before any mark is lifted: faults on holes fail from here on.
+        self.child.set_unstable();
+        if self.poisoned.swap(true, SeqCst) || self.child_gone.load(SeqCst) {
+            return;
+        }
+        count(Event::POISON);
+        // Before it runs, `start` sees the flag and the hook kills it: pid 0 here.
+        let started = self.started.load(SeqCst);
+        let pid = started
+            .then(|| self.child.kill_owner())
+            .flatten()
+            .unwrap_or(0);
+        let reason = match why {
+            Poison::NoMemory => "no memory for its page tables",
+            Poison::Broken => "a page that it needs cannot be copied",
+            Poison::Reaped => "its memory went to the OOM killer",
+        };
+        pr_warn!("killed child {pid}: {reason}\n");
+        self.kick_lifter();
+    }
+
+    /// Kills the current task if it runs on the child's memory, which has holes.
+    pub(crate) fn punish(&self) {
+        if self.child.is_current() {
+            mm::kill_current();
+        }
+    }
+
+    /// A worker's first pass: pieces nobody else has taken, in strides.
+    fn next_piece(&self) -> Option<Piece<'_>> {
+        loop {
+            let turn = self.cursor.fetch_add(1, Relaxed);
+            if turn >= self.pieces {
+                return None;
+            }
+            let mut index = turn.wrapping_mul(STRIDE) % self.pieces;
+            for range in self.ranges.iter() {
+                match index.checked_sub(range.len()) {
+                    Some(rest) => index = rest,
+                    None => return range.piece(index),
+                }
+            }
+        }
+    }
+
+    fn work(self: &Arc<Self>) {
+        let mut kit = Kit::EMPTY;
+        while let Some(piece) = self.next_piece() {
+            while !self.step(piece, Actor::Worker, &mut kit, Patience::Skip) {}
+            if !self.is_over() {
+                self.restock();
+            }
+            mm::cond_resched();
+        }
+        // What was skipped, and what was undone by somebody else meanwhile.
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            while !self.step(piece, Actor::Worker, &mut kit, Patience::Wait) {}
+            mm::cond_resched();
+        }
+    }
+}
+
+impl Run for Session {
+    fn run(self: Arc<Self>, slot: usize) {
+        if mm::workers_held() && !self.is_over() {
+            if self.remaining.load(SeqCst) > 0 {
+                self.queue(slot, HOLD_POLL_MS);
+            }
+            return;
+        }
+        self.work();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.published.load(Relaxed) {
+            count(Event::END);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who syncs what, before it touches what is not copied yet (the paper's proactive
+//! synchronisation).
+//!
+//! The parent's content is right as it is; it syncs before it writes, pins, frees, moves or changes
+//! entries. The child syncs before every look at content. Both call in with their own `mmap_lock`
+//! or VMA lock held as the caller has it; nothing here takes a lock of the other side. May sleep.
+
+#![deny(unsafe_code)]
+
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+use crate::mm::Mm;
+use crate::piece::{Actor, Side};
+use crate::session::{Poison, Poisoned, Session};
+
+/// What somebody is about to do at an address.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Access {
+    Read,
+    /// A write, an unshare or a pin.
+    Write,
+}
+
+/// What somebody is about to do to a range.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Change {
+    /// Look at entries.
+    Look,
+    /// Change or move entries.
+    Change,
+    /// Drop all entries of the range.
+    Zap,
+}
+
+/// Returns what the child must be told: its memory is whole, or not.
+fn verdict(session: &Session, side: Side) -> Result<(), Poisoned> {
+    if side == Side::Child && session.is_poisoned() {
+        session.punish();
+        return Err(Poisoned);
+    }
+    Ok(())
+}
+
+/// Brings the piece at `addr` of `mm` up to date for `access`.
+pub(crate) fn sync_addr(
+    session: &Arc<Session>,
+    mm: &Mm,
+    addr: usize,
+    access: Access,
+) -> Result<(), Poisoned> {
+    let side = session.side_of(mm);
+    if side == Side::Parent && access == Access::Read {
+        return Ok(());
+    }
+    session.wait_until_open();
+    if let Some(piece) = session.piece_at(addr) {
+        if side == Side::Child {
+            session.kick();
+        }
+        session.bring(piece, Actor::Side(side));
+    }
+    // Behind the copy: `Done` may be a hole's, and then the flag is visible.
+    verdict(session, side)
+}
+
+/// Brings every piece in `[start, end)` of `mm` up to date for `change`.
+pub(crate) fn sync_range(
+    session: &Arc<Session>,
+    mm: &Mm,
+    start: usize,
+    end: usize,
+    change: Change,
+) -> Result<(), Poisoned> {
+    let side = session.side_of(mm);
+    if side == Side::Parent && change == Change::Look {
+        return Ok(());
+    }
+    session.wait_until_open();
+    for range in session.ranges_in(start, end) {
+        for piece in range.pieces(start, end) {
+            let drops = side == Side::Child && change == Change::Zap;
+            if drops && piece.is_within(start, end) {
+                session.discard(piece, Actor::Side(side));
+            } else {
+                session.bring(piece, Actor::Side(side));
+            }
+            crate::mm::cond_resched();
+        }
+    }
+    verdict(session, side)
+}
+
+/// How long somebody is ready to wait.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Wait {
+    ToTheEnd,
+    UntilKilled,
+}
+
+/// Ends the session for `mm` by copying all of it. Fails with `EINTR` when the caller is killed
+/// meanwhile and `wait` says so.
+///
+/// A session that another thread's `fork()` is still making is left to the caller's lock.
+pub(crate) fn drain(session: &Arc<Session>, mm: &Mm, wait: Wait) -> Result {
+    let side = session.side_of(mm);
+    if !session.is_open() {
+        return Ok(());
+    }
+    match wait {
+        Wait::ToTheEnd => session.drain(side),
+        Wait::UntilKilled => session.drain_killable(side)?,
+    }
+    Ok(())
+}
+
+/// Prepares for the last user's exec, which drops `mm` with locks held that others wait for.
+pub(crate) fn exec(session: &Arc<Session>, mm: &Mm) {
+    if session.side_of(mm) == Side::Parent {
+        // `EINTR` of a killed caller is no harm: `exit` does the rest.
+        let _ = session.drain_killable(Side::Parent);
+    }
+}
+
+/// Why an address space goes.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Exit {
+    /// Its last user left.
+    Normal,
+    /// So that others have its memory.
+    OomVictim,
+}
+
+/// Ends the session for `mm`, whose last user is gone. The tables may be freed behind this.
+pub(crate) fn exit(session: &Arc<Session>, mm: &Mm, exit: Exit) {
+    match session.side_of(mm) {
+        Side::Child => session.child_exits(),
+        Side::Parent => {
+            match exit {
+                Exit::Normal => session.drain(Side::Parent),
+                Exit::OomVictim => session.poison(Poison::Reaped),
+            }
+            session.parent_exits();
+        }
+    }
+}
+
+/// Gives up the session as the OOM reaper is about to unmap `mm`, with its `mmap_lock` held for
+/// reading. Allocates nothing and waits for nothing but copiers inside.
+pub(crate) fn reap(session: &Arc<Session>, mm: &Mm) {
+    if !session.is_open() {
+        return;
+    }
+    session.poison(Poison::Reaped);
+    if session.side_of(mm) == Side::Parent {
+        session.lift_all();
+    }
+}
