@@ -232,7 +232,7 @@ impl VmaRef {
     /// Not inside [`Mm::write_protect`], which this does itself. May sleep.
     pub(crate) fn copy_page_range(&self, src: &VmaRef) -> Result {
         // SAFETY: Both locks are held, see `from_raw`.
-        to_result(unsafe { bindings::copy_page_range(self.as_raw(), src.as_raw()) })
+        to_result(unsafe { bindings::copy_whole_vma(self.as_raw(), src.as_raw()) })
     }
 
     /// Copies the entries of `[start, end)` of `src` to `self`, inside [`Mm::write_protect`].
