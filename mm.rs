@@ -124,8 +124,8 @@ impl Mm {
     }
 
     /// Publishes `session` as the one this address space is in. A release.
-    pub(crate) fn attach<T>(&self, session: &T) {
-        let session = ptr::from_ref(session).cast_mut().cast();
+    pub(crate) fn attach<T>(&self, session: *const T) {
+        let session = session.cast_mut().cast();
         // SAFETY: The type invariant gives a live `mm_struct`; readers treat the pointer as opaque
         // and hand it back to `mm_hooks`.
         unsafe { bindings::mm_attach_session(self.as_raw(), session) }

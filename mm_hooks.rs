@@ -23,6 +23,7 @@ use kernel::{c_str, container_of};
 
 use crate::fork::{self, Fork};
 use crate::mm::{Mm, VmaRef};
+use crate::piece::Side;
 use crate::session::{Poisoned, Session};
 use crate::sync_proactive::{self, Access, Change, Exit, Wait};
 
@@ -42,6 +43,7 @@ static OPS: Ops = Ops(bindings::async_fork_ops {
     exec: Some(exec),
     exit: Some(exit),
     reap: Some(reap),
+    is_parent: Some(is_parent),
 });
 
 struct Ops(bindings::async_fork_ops);
@@ -158,7 +160,12 @@ unsafe extern "C" fn publish(s: *mut RawSession) -> *mut RawSession {
     // SAFETY: C gives back the ownership that `begin` gave it.
     let fork = unsafe { KBox::from_raw(s.cast::<Fork>()) };
     match KBox::into_inner(fork).publish() {
-        Some(session) => ptr::from_ref(&*session).cast_mut().cast(),
+        Some(session) => {
+            let raw = Arc::into_raw(session);
+            // SAFETY: Made by `into_raw`. The mms' reference keeps the session.
+            drop(unsafe { Arc::from_raw(raw) });
+            raw.cast_mut().cast()
+        }
         None => ptr::null_mut(),
     }
 }
@@ -283,11 +290,19 @@ unsafe extern "C" fn exit(s: *mut RawSession, mm: *mut bindings::mm_struct, vict
 /// # Safety
 ///
 /// As `async_fork_ops::reap`.
-unsafe extern "C" fn reap(s: *mut RawSession, mm: *mut bindings::mm_struct) {
+unsafe extern "C" fn reap(s: *mut RawSession, _mm: *mut bindings::mm_struct) {
+    // SAFETY: Found in an mm, in a read section.
+    unsafe { with_session(s, sync_proactive::reap) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::is_parent`.
+unsafe extern "C" fn is_parent(s: *mut RawSession, mm: *mut bindings::mm_struct) -> bool {
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
     // SAFETY: Found in an mm, in a read section.
-    unsafe { with_session(s, |s| sync_proactive::reap(s, mm)) }
+    unsafe { with_session(s, |s| s.side_of(mm) == Side::Parent) }
 }
 
 /// The module's workqueue while it is loaded, else NULL.
@@ -449,11 +464,11 @@ impl<T: Send + Sync + 'static> Retirement<T> {
         Ok(Retirement(raw, PhantomData))
     }
 
-    /// Takes the reference.
-    pub(crate) fn arm(&self, target: Arc<T>) {
-        self.0
-            .target
-            .store(Arc::into_raw(target).cast_mut(), Release);
+    /// Takes the reference. Returns the pointer it became, which lives until it is dropped.
+    pub(crate) fn arm(&self, target: Arc<T>) -> *const T {
+        let raw = Arc::into_raw(target);
+        self.0.target.store(raw.cast_mut(), Release);
+        raw
     }
 
     /// Starts the grace period. Once. Any context.

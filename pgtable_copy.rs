@@ -10,8 +10,7 @@
 //!  2. the child's PTE lock
 //!  3. the parent's PTE lock, nested
 //!
-//! Nothing sleeps inside a claim. What an entry needs a sleep for undoes the claim first and is
-//! told as an [`Obstacle`].
+//! Nothing sleeps inside a claim. What needs a sleep undoes it and is told as an [`Obstacle`].
 
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -22,16 +21,15 @@ use kernel::error::code::*;
 use kernel::prelude::*;
 
 use crate::mm::{
-    count, Effort, Event, Memcg, Mm, PmdTable, PteTable, PudTable, RangeFacts, SparePage, VmaRef,
-    WriteProtect,
+    cond_resched, count, Effort, Event, Memcg, Mm, PmdTable, PteTable, PudTable, RangeFacts,
+    SparePage, VmaRef, WriteProtect,
 };
 use crate::piece::{Claim, Finish};
 
 /// Bytes that one piece maps.
 pub(crate) const PIECE_SIZE: usize = Pmd::SIZE;
 
-/// The first address that page tables of this module's kind do not map: on 5-level machines the
-/// levels above may be missing from there on.
+/// On 5-level machines, upper tables may be missing from this address on.
 pub(crate) const ADDR_LIMIT: usize = 1 << 47;
 
 /// A level of the page table.
@@ -306,7 +304,7 @@ fn fill<T>(place: &mut Option<T>, new: Option<T>) -> bool {
 /// is left.
 macro_rules! install {
     ($place:expr, $ty:ident, $missing:expr, |$page:ident| $install:expr) => {{
-        let mut $page = $place.take().ok_or($missing)?.into_raw();
+        let mut $page = $place.take().ok_or(Obstacle::Missing($missing))?.into_raw();
         $install;
         // SAFETY: Owned, or NULL as it was used.
         $place = unsafe { $ty::from_raw($page) };
@@ -319,13 +317,14 @@ fn child_pmd<'a>(
     child: &'a Mm,
     claim: &'a Claim<'_>,
     kit: &mut Kit,
-) -> Result<Slot<'a, Pmd>, Part> {
+) -> Result<Slot<'a, Pmd>, Obstacle> {
     let mm = child.as_raw();
-    loop {
+    // Three levels may be missing; each round finds or installs one.
+    for _ in 0..4 {
         let addr = claim.addr();
-        // Present by `ADDR_LIMIT`: the child's stack is copied at fork and shares it.
+        // Missing on 5-level machines only, in a child without stack, binary and libraries.
         let Some(p4d) = Slot::top(child, addr, claim).and_then(|pgd| pgd.child()) else {
-            return Err(Part::Pud);
+            return Err(Obstacle::Broken);
         };
         let Some(pud) = p4d.child() else {
             install!(kit.pud, PudTable, Part::Pud, |page| {
@@ -351,6 +350,7 @@ fn child_pmd<'a>(
         }
         return Ok(pmd);
     }
+    Err(Obstacle::Broken)
 }
 
 /// Both PTE tables of a piece, locked.
@@ -510,9 +510,9 @@ pub(crate) fn copy_piece(
         };
         let dst = match child_pmd(child, &claim, kit) {
             Ok(dst) => dst,
-            Err(part) => {
+            Err(obstacle) => {
                 claim.undo();
-                return Err(Obstacle::Missing(part));
+                return Err(obstacle);
             }
         };
         let Some(mut pair) = TablePair::lock(child, &dst, parent, &src) else {
@@ -550,7 +550,7 @@ pub(crate) fn copy_piece(
     })
 }
 
-/// Finishes the claimed piece without a copy: clears the mark.
+/// Clears the mark of the claimed piece and finishes it without a copy.
 pub(crate) fn lift_piece(claim: Claim<'_>, parent: &Mm) {
     clear_mark_at(parent, claim.addr(), &claim);
     claim.finish(Finish::Lifted);
@@ -584,6 +584,7 @@ pub(crate) fn mark_range(
                 continue;
             }
         };
+        cond_resched();
         while let Some(pmd) = slot {
             if pmd.is_table() {
                 marked((addr - facts.start()) / PIECE_SIZE);

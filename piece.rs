@@ -44,6 +44,8 @@ pub(crate) enum Actor {
 /// The PMD-aligned inside of a VMA at fork, and a state for each of its pieces.
 pub(crate) struct Range {
     facts: RangeFacts,
+    /// The number of its first piece among all of the session's.
+    first: usize,
     states: KVVec<AtomicU8>,
 }
 
@@ -53,6 +55,7 @@ impl Range {
         let pieces = (facts.end() - facts.start()) / PIECE_SIZE;
         Ok(Range {
             facts,
+            first: 0,
             states: mm::zeroed_bytes(pieces)?,
         })
     }
@@ -62,9 +65,15 @@ impl Range {
         &self.facts
     }
 
-    /// Returns the number of pieces.
-    pub(crate) fn len(&self) -> usize {
-        self.states.len()
+    /// Numbers the pieces from `first` on; returns the next number.
+    pub(crate) fn number_from(&mut self, first: usize) -> usize {
+        self.first = first;
+        first + self.states.len()
+    }
+
+    /// Returns the number of the first piece.
+    pub(crate) fn first(&self) -> usize {
+        self.first
     }
 
     /// Makes piece `index` wait for its copy. Before the session is published.

@@ -17,7 +17,7 @@
 use core::pin::Pin;
 use core::sync::atomic::{fence, AtomicBool, AtomicUsize, Ordering::*};
 
-use kernel::alloc::{KBox, KVec};
+use kernel::alloc::{KBox, KVVec, KVec};
 use kernel::new_spinlock;
 use kernel::prelude::*;
 use kernel::sync::{Arc, SpinLock};
@@ -65,7 +65,7 @@ pub(crate) struct Session {
     child: ARef<Mm>,
     memcg: Memcg,
     /// In the order of their addresses; not changed once published.
-    pub(crate) ranges: KVec<Range>,
+    pub(crate) ranges: KVVec<Range>,
     pieces: usize,
     remaining: AtomicUsize,
     /// How many mms still point here.
@@ -101,7 +101,7 @@ impl Session {
             memcg: Memcg::of(parent),
             parent: parent.grab(),
             child: child.grab(),
-            ranges: KVec::new(),
+            ranges: KVVec::new(),
             pieces: 0,
             remaining: AtomicUsize::new(0),
             attached: AtomicUsize::new(0),
@@ -142,13 +142,15 @@ impl Session {
     }
 
     /// Returns whether copying has no use any more.
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.child_gone.load(SeqCst) || self.is_poisoned()
     }
 
     /// Counts the pieces that wait for their copy.
     pub(crate) fn count_pieces(&mut self) -> usize {
-        self.pieces = self.ranges.iter().map(|range| range.len()).sum();
+        for range in self.ranges.as_mut_slice() {
+            self.pieces = range.number_from(self.pieces);
+        }
         let uncopied = self.ranges.iter().map(Range::uncopied).sum();
         self.remaining = AtomicUsize::new(uncopied);
         uncopied
@@ -160,9 +162,9 @@ impl Session {
         count(Event::SESSION);
         self.published.store(true, Relaxed);
         self.attached.store(2, Relaxed);
-        self.retirement.arm(self.clone());
-        self.parent.attach(&**self);
-        self.child.attach(&**self);
+        let handle = self.retirement.arm(self.clone());
+        self.parent.attach(handle);
+        self.child.attach(handle);
     }
 
     /// Allows copying. The parent's TLBs hold no writable translation of what is marked.
@@ -189,6 +191,7 @@ impl Session {
             for piece in range.all().filter(|piece| !piece.is_done()) {
                 pgtable_copy::clear_mark_at(&self.parent, piece.addr(), self);
             }
+            mm::cond_resched();
         }
     }
 
@@ -285,8 +288,9 @@ impl Session {
             if piece.is_done() {
                 return true;
             }
+            // Almost every copy needs one. If there is none, the copy tells whether this one does.
             if !kit.has_pte_table() && !self.is_over() {
-                self.supply(kit, Part::Pte, actor);
+                let _ = self.supply(kit, Part::Pte, actor);
             }
             let Some(claim) = Claim::try_new(self, piece, actor) else {
                 backoff.wait();
@@ -301,7 +305,9 @@ impl Session {
                 Ok(()) => true,
                 Err(Obstacle::Migration) => patience == Patience::Skip,
                 Err(obstacle) => {
-                    self.overcome(obstacle, kit, actor);
+                    if let Err(why) = self.overcome(obstacle, kit, actor) {
+                        self.give_up(piece, actor, why);
+                    }
                     false
                 }
             };
@@ -309,34 +315,42 @@ impl Session {
     }
 
     #[cold]
-    fn overcome(self: &Arc<Self>, obstacle: Obstacle, kit: &mut Kit, actor: Actor) {
+    fn overcome(&self, obstacle: Obstacle, kit: &mut Kit, actor: Actor) -> Result<(), Poison> {
         match obstacle {
             Obstacle::Missing(part) => self.supply(kit, part, actor),
-            Obstacle::SwapCount(entry) => {
-                // The entry is spent by one try; a second is a new run of the copy.
-                if entry.extend_count(&self.memcg, Effort::Stubborn).is_err() {
-                    self.poison(Poison::NoMemory);
-                }
+            // The entry is spent by one try; a second is a new run of the copy.
+            Obstacle::SwapCount(entry) => entry
+                .extend_count(&self.memcg, Effort::Stubborn)
+                .map_err(|_| Poison::NoMemory),
+            Obstacle::Busy | Obstacle::Migration => {
+                mm::cond_resched();
+                Ok(())
             }
-            Obstacle::Busy | Obstacle::Migration => mm::cond_resched(),
-            Obstacle::Broken => self.poison(Poison::Broken),
+            Obstacle::Broken => Err(Poison::Broken),
         }
     }
 
-    /// Gets `part` for `kit`, from the stock or by allocation; poisons the child if there is none.
-    fn supply(self: &Arc<Self>, kit: &mut Kit, part: Part, actor: Actor) {
+    /// Gets `part` for `kit`, from the stock or by allocation.
+    fn supply(&self, kit: &mut Kit, part: Part, actor: Actor) -> Result<(), Poison> {
         if part == Part::Pte && actor == Actor::Side(Side::Parent) {
             let mut stock = self.stock.lock();
             if let Some(shelf) = stock.iter_mut().find(|shelf| shelf.has_pte_table()) {
                 kit.take_pte_table(shelf);
-                return;
+                return Ok(());
             }
         }
-        if kit.allocate(part, &self.memcg, Effort::Quick).is_err()
-            && kit.allocate(part, &self.memcg, Effort::Stubborn).is_err()
-            && !self.is_over()
-        {
-            self.poison(Poison::NoMemory);
+        kit.allocate(part, &self.memcg, Effort::Quick)
+            .or_else(|_| kit.allocate(part, &self.memcg, Effort::Stubborn))
+            .map_err(|_| Poison::NoMemory)
+    }
+
+    /// Poisons the child as `piece` cannot be copied, unless somebody else has copied it by now. The
+    /// claim keeps the session in both mms meanwhile, so that a child that is whole is left alone.
+    #[cold]
+    fn give_up(self: &Arc<Self>, piece: Piece<'_>, actor: Actor, why: Poison) {
+        if let Some(claim) = Claim::try_new(self, piece, actor) {
+            self.poison(why);
+            pgtable_copy::lift_piece(claim, &self.parent);
         }
     }
 
@@ -430,21 +444,28 @@ impl Session {
                     piece.wait_while_copying();
                 }
             }
+            mm::cond_resched();
         }
         self.pieces_done(forced);
         self.detach(Side::Parent);
     }
 
-    /// Lifts every mark that is left, without allocating. The session is over.
-    pub(crate) fn lift_all(&self) {
+    /// Poisons the child and lifts every mark, without allocating; unless all is copied.
+    pub(crate) fn abandon(self: &Arc<Self>, why: Poison) {
         for piece in self.ranges.iter().flat_map(Range::all) {
-            self.discard(piece, Actor::Side(Side::Parent));
+            let mut backoff = Backoff::default();
+            while !piece.is_done() {
+                self.give_up(piece, Actor::Side(Side::Parent), why);
+                backoff.wait();
+            }
+            mm::cond_resched();
         }
     }
 
     fn wait_for_copiers(&self) {
         for piece in self.ranges.iter().flat_map(Range::all) {
             piece.wait_while_copying();
+            mm::cond_resched();
         }
     }
 
@@ -456,18 +477,17 @@ impl Session {
             return;
         }
         count(Event::POISON);
-        // Before it runs, `start` sees the flag and the hook kills it: pid 0 here.
-        let started = self.started.load(SeqCst);
-        let pid = started
-            .then(|| self.child.kill_owner())
-            .flatten()
-            .unwrap_or(0);
         let reason = match why {
             Poison::NoMemory => "no memory for its page tables",
             Poison::Broken => "a page that it needs cannot be copied",
             Poison::Reaped => "its memory went to the OOM killer",
         };
-        pr_warn!("killed child {pid}: {reason}\n");
+        // Before it runs, `start` sees the flag, and the hook kills it.
+        let started = self.started.load(SeqCst);
+        match started.then(|| self.child.kill_owner()).flatten() {
+            Some(pid) => pr_warn!("killed child {pid}: {reason}\n"),
+            None => pr_warn!("a new child is not to run: {reason}\n"),
+        }
         self.kick_lifter();
     }
 
@@ -480,19 +500,14 @@ impl Session {
 
     /// A worker's first pass: pieces nobody else has taken, in strides.
     fn next_piece(&self) -> Option<Piece<'_>> {
-        loop {
-            let turn = self.cursor.fetch_add(1, Relaxed);
-            if turn >= self.pieces {
-                return None;
-            }
-            let mut index = turn.wrapping_mul(STRIDE) % self.pieces;
-            for range in self.ranges.iter() {
-                match index.checked_sub(range.len()) {
-                    Some(rest) => index = rest,
-                    None => return range.piece(index),
-                }
-            }
+        let turn = self.cursor.fetch_add(1, Relaxed);
+        if turn >= self.pieces {
+            return None;
         }
+        let number = turn.wrapping_mul(STRIDE) % self.pieces;
+        let behind = self.ranges.partition_point(|range| range.first() <= number);
+        let range = self.ranges.get(behind.checked_sub(1)?)?;
+        range.piece(number - range.first())
     }
 
     fn work(self: &Arc<Self>) {

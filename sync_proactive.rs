@@ -12,9 +12,12 @@
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
-use crate::mm::Mm;
+use crate::mm::{self, Mm};
 use crate::piece::{Actor, Side};
 use crate::session::{Poison, Poisoned, Session};
+
+/// A sync of a range larger than this starts the workers, to help.
+const HELP_BYTES: usize = 32 << 20;
 
 /// What somebody is about to do at an address.
 #[derive(Clone, Copy, PartialEq)]
@@ -44,14 +47,14 @@ fn verdict(session: &Session, side: Side) -> Result<(), Poisoned> {
     Ok(())
 }
 
-/// Brings the piece at `addr` of `mm` up to date for `access`.
+/// Brings the piece at `addr` of `this` up to date for `access`.
 pub(crate) fn sync_addr(
     session: &Arc<Session>,
-    mm: &Mm,
+    this: &Mm,
     addr: usize,
     access: Access,
 ) -> Result<(), Poisoned> {
-    let side = session.side_of(mm);
+    let side = session.side_of(this);
     if side == Side::Parent && access == Access::Read {
         return Ok(());
     }
@@ -66,19 +69,22 @@ pub(crate) fn sync_addr(
     verdict(session, side)
 }
 
-/// Brings every piece in `[start, end)` of `mm` up to date for `change`.
+/// Brings every piece in `[start, end)` of `this` up to date for `change`.
 pub(crate) fn sync_range(
     session: &Arc<Session>,
-    mm: &Mm,
+    this: &Mm,
     start: usize,
     end: usize,
     change: Change,
 ) -> Result<(), Poisoned> {
-    let side = session.side_of(mm);
+    let side = session.side_of(this);
     if side == Side::Parent && change == Change::Look {
         return Ok(());
     }
     session.wait_until_open();
+    if end.saturating_sub(start) > HELP_BYTES {
+        session.kick();
+    }
     for range in session.ranges_in(start, end) {
         for piece in range.pieces(start, end) {
             let drops = side == Side::Child && change == Change::Zap;
@@ -87,7 +93,10 @@ pub(crate) fn sync_range(
             } else {
                 session.bring(piece, Actor::Side(side));
             }
-            crate::mm::cond_resched();
+            mm::cond_resched();
+            if change == Change::Look && mm::fatal_signal_pending() {
+                return verdict(session, side);
+            }
         }
     }
     verdict(session, side)
@@ -100,12 +109,12 @@ pub(crate) enum Wait {
     UntilKilled,
 }
 
-/// Ends the session for `mm` by copying all of it. Fails with `EINTR` when the caller is killed
+/// Ends the session for `this` by copying all of it. Fails with `EINTR` when the caller is killed
 /// meanwhile and `wait` says so.
 ///
 /// A session that another thread's `fork()` is still making is left to the caller's lock.
-pub(crate) fn drain(session: &Arc<Session>, mm: &Mm, wait: Wait) -> Result {
-    let side = session.side_of(mm);
+pub(crate) fn drain(session: &Arc<Session>, this: &Mm, wait: Wait) -> Result {
+    let side = session.side_of(this);
     if !session.is_open() {
         return Ok(());
     }
@@ -116,9 +125,9 @@ pub(crate) fn drain(session: &Arc<Session>, mm: &Mm, wait: Wait) -> Result {
     Ok(())
 }
 
-/// Prepares for the last user's exec, which drops `mm` with locks held that others wait for.
-pub(crate) fn exec(session: &Arc<Session>, mm: &Mm) {
-    if session.side_of(mm) == Side::Parent {
+/// Prepares for the last user's exec, which drops `this` with locks held that others wait for.
+pub(crate) fn exec(session: &Arc<Session>, this: &Mm) {
+    if session.side_of(this) == Side::Parent {
         // `EINTR` of a killed caller is no harm: `exit` does the rest.
         let _ = session.drain_killable(Side::Parent);
     }
@@ -133,28 +142,27 @@ pub(crate) enum Exit {
     OomVictim,
 }
 
-/// Ends the session for `mm`, whose last user is gone. The tables may be freed behind this.
-pub(crate) fn exit(session: &Arc<Session>, mm: &Mm, exit: Exit) {
-    match session.side_of(mm) {
+/// Ends the session for `this`, whose last user is gone. The tables may be freed behind this.
+pub(crate) fn exit(session: &Arc<Session>, this: &Mm, exit: Exit) {
+    match session.side_of(this) {
         Side::Child => session.child_exits(),
         Side::Parent => {
             match exit {
+                Exit::OomVictim => session.abandon(Poison::Reaped),
+                // Nobody needs the marks lifted in tables that are about to go.
+                Exit::Normal if session.is_over() => {}
                 Exit::Normal => session.drain(Side::Parent),
-                Exit::OomVictim => session.poison(Poison::Reaped),
             }
             session.parent_exits();
         }
     }
 }
 
-/// Gives up the session as the OOM reaper is about to unmap `mm`, with its `mmap_lock` held for
-/// reading. Allocates nothing and waits for nothing but copiers inside.
-pub(crate) fn reap(session: &Arc<Session>, mm: &Mm) {
+/// Gives up the session as the OOM reaper is about to unmap either side, whose `mmap_lock` it holds
+/// for reading. Allocates nothing and waits for nothing but copiers inside.
+pub(crate) fn reap(session: &Arc<Session>) {
     if !session.is_open() {
         return;
     }
-    session.poison(Poison::Reaped);
-    if session.side_of(mm) == Side::Parent {
-        session.lift_all();
-    }
+    session.abandon(Poison::Reaped);
 }

@@ -132,22 +132,38 @@ bool af_have_swap(void)
 	return newline && newline[1];
 }
 
+/*
+ * Fills piece @piece with one huge page. Nothing else may be made of huge pages
+ * meanwhile: khugepaged is quick.
+ */
+static int populate_huge(struct af_region *r, size_t piece)
+{
+	char *p = af_page(r, af_piece(piece));
+
+	if (madvise(p, AF_PIECE, MADV_HUGEPAGE))
+		return -1;
+	af_fill(r, af_piece(piece), AF_PIECE_PAGES, r->seed);
+	return madvise(p, AF_PIECE, MADV_NOHUGEPAGE);
+}
+
+static int have_huge_pages(struct af_region *r)
+{
+	if (af_smaps_kb(r->base, "AnonHugePages") > 0)
+		return 0;
+	skip_reason = "no huge page could be had";
+	return AF_SKIPPED;
+}
+
 /* Fills the even pieces with huge pages and all else with base pages. */
 static int populate_mixed(struct af_region *r)
 {
 	size_t i;
 
-	for (i = 1; i < r->pieces; i += 2)
-		af_fill(r, af_piece(i), AF_PIECE_PAGES, r->seed);
-	if (madvise(r->base, r->pages * AF_PAGE, MADV_HUGEPAGE))
-		return -1;
+	for (i = 0; i < r->pieces; i += 2)
+		if (populate_huge(r, i))
+			return -1;
 	af_fill(r, 0, r->pages, r->seed);
-	if (madvise(r->base, r->pages * AF_PAGE, MADV_NOHUGEPAGE))
-		return -1;
-	if (af_smaps_kb(r->base, "AnonHugePages") > 0)
-		return 0;
-	skip_reason = "no huge page could be had";
-	return AF_SKIPPED;
+	return have_huge_pages(r);
 }
 
 /*
@@ -157,22 +173,21 @@ static int populate_mixed(struct af_region *r)
 static int populate_pte_thp(struct af_region *r)
 {
 	size_t i;
+	int ret;
 
-	if (madvise(r->base, r->pages * AF_PAGE, MADV_HUGEPAGE))
-		return -1;
+	for (i = 0; i < r->pieces; i++)
+		if (populate_huge(r, i))
+			return -1;
 	af_fill(r, 0, r->pages, r->seed);
-	if (af_smaps_kb(r->base, "AnonHugePages") <= 0) {
-		skip_reason = "no huge page could be had";
-		return AF_SKIPPED;
-	}
-	for (i = 0; i < r->pieces; i++) {
+	ret = have_huge_pages(r);
+	for (i = 0; !ret && i < r->pieces; i++) {
 		char *p = af_page(r, af_piece(i) + 7);
 
 		if (mprotect(p, AF_PAGE, PROT_READ) ||
 		    mprotect(p, AF_PAGE, PROT_READ | PROT_WRITE))
 			return -1;
 	}
-	return madvise(r->base, r->pages * AF_PAGE, MADV_NOHUGEPAGE);
+	return ret;
 }
 
 int af_region_pageout(struct af_region *r)

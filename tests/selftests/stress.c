@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Threads of the parent at work through forks and through the copy: nothing
+ * that they write may be lost, nothing of it may reach a child.
+ */
+#include <pthread.h>
+#include <time.h>
+#include "harness.h"
+
+#define PIECES	12
+#define SEED	0xf1UL
+#define LATER	0xf2UL
+
+FIXTURE(stress) {
+	struct af af;
+	struct af_region r;
+	struct af_child c;
+};
+
+FIXTURE_SETUP(stress)
+{
+	AF_REGION(&self->r, PIECES, AF_BASE, SEED);
+	AF_SETUP(AF_RACE);
+}
+
+FIXTURE_TEARDOWN(stress)
+{
+	AF_FINISH();
+}
+
+/* Two threads increment words of the same pages until they are told to stop. */
+#define COUNTERS 4
+
+struct counting {
+	struct af_region *r;
+	int lane;
+	volatile bool *stop;
+	uint64_t rounds;
+	pthread_t thread;
+};
+
+static volatile uint64_t *counter(struct af_region *r, int i, int lane)
+{
+	return (volatile uint64_t *)(af_page(r, af_piece(i * 3) + 11 * i) +
+				     64 + 8 * lane);
+}
+
+static void *count_up(void *arg)
+{
+	struct counting *c = arg;
+	int i;
+
+	while (!*c->stop) {
+		for (i = 0; i < COUNTERS; i++)
+			*counter(c->r, i, c->lane) += 1;
+		c->rounds++;
+	}
+	return NULL;
+}
+
+/*
+ * In a child the counters stand still: each must read the same twice. No two
+ * words of one lane can differ by more than the one that is under way, except
+ * by what was counted while fork() was at work elsewhere, which a plain fork
+ * shows just as well: nothing is asked of that.
+ */
+static int counters_stand_still(struct af_region *r)
+{
+	uint64_t seen[COUNTERS][2];
+	int i, lane, round, moved = 0;
+
+	for (round = 0; round < 3; round++)
+		for (i = 0; i < COUNTERS; i++)
+			for (lane = 0; lane < 2; lane++) {
+				uint64_t now = *counter(r, i, lane);
+
+				moved += round && now != seen[i][lane];
+				seen[i][lane] = now;
+			}
+	return moved;
+}
+
+/*
+ * DESIGN.md section 9, item 3: no increment is lost while children come and
+ * go. A mark that is lifted while a copier is in mid-piece loses some.
+ */
+TEST_F(stress, no_increment_is_lost)
+{
+	volatile bool stop = false;
+	struct counting c[2] = { { .r = &self->r, .lane = 0, .stop = &stop },
+				 { .r = &self->r, .lane = 1, .stop = &stop } };
+	int i, k, status;
+
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_create(&c[i].thread, NULL, count_up,
+					    &c[i]));
+	for (k = 0; k < 60; k++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(k % 2 ? 0 : counters_stand_still(&self->r));
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_EQ(0, status);
+		self->af.want++;
+	}
+	stop = true;
+	for (i = 0; i < 2; i++)
+		pthread_join(c[i].thread, NULL);
+	for (i = 0; i < COUNTERS; i++)
+		for (k = 0; k < 2; k++)
+			EXPECT_EQ(c[k].rounds, *counter(&self->r, i, k));
+	EXPECT_EQ(0, af_check_all(&self->r));
+}
+
+/* A thread that writes pages of its own stripe, epoch by epoch. */
+struct writer {
+	struct af_region *r;
+	size_t first, step;
+	uint64_t seed;
+	pthread_t thread;
+};
+
+static void *write_stripe(void *arg)
+{
+	struct writer *w = arg;
+	size_t i;
+
+	for (i = w->first; i < w->r->pages; i += w->step)
+		af_fill(w->r, i, 1, w->seed);
+	return NULL;
+}
+
+/* Four writers through the whole region while the child looks at all of it. */
+TEST_F(stress, writers_against_reading_child)
+{
+	struct writer w[4];
+	int round, i;
+
+	for (round = 0; round < 4; round++) {
+		uint64_t before = round ? LATER + round - 1 : SEED;
+
+		AF_SPAWN(&self->c);
+		ASSERT_EQ(0, af_post(&self->c, &(struct af_job){
+			.fn = af_do_check, .addr = self->r.base,
+			.pages = self->r.pages, .seed = before }));
+		for (i = 0; i < 4; i++) {
+			w[i] = (struct writer){ .r = &self->r, .first = i,
+				.step = 4, .seed = LATER + round };
+			ASSERT_EQ(0, pthread_create(&w[i].thread, NULL,
+						    write_stripe, &w[i]));
+		}
+		for (i = 0; i < 4; i++)
+			pthread_join(w[i].thread, NULL);
+		EXPECT_EQ(0, af_wait(&self->c));
+		EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0,
+					    self->r.pages, before));
+		EXPECT_EQ(0, af_check(&self->r, 0, self->r.pages,
+				      LATER + round));
+		AF_EXIT_OK(&self->c);
+	}
+}
+
+/* Writers that run on through forks: each child must see one state, twice. */
+static void *write_on(void *arg)
+{
+	struct counting *c = arg;
+
+	while (!*c->stop) {
+		size_t page = (c->rounds++ * 97) % c->r->pages;
+
+		*(volatile uint64_t *)(af_page(c->r, page) + 512 +
+				       8 * c->lane) += 1;
+	}
+	return NULL;
+}
+
+static uint64_t sum_lanes(const struct af_region *r)
+{
+	uint64_t sum = 0;
+	size_t i;
+
+	for (i = 0; i < r->pages; i++)
+		sum += *(volatile uint64_t *)(af_page(r, i) + 512) * 31 +
+		       *(volatile uint64_t *)(af_page(r, i) + 520);
+	return sum;
+}
+
+TEST_F(stress, snapshot_does_not_move)
+{
+	volatile bool stop = false;
+	struct counting c[2] = { { .r = &self->r, .lane = 0, .stop = &stop },
+				 { .r = &self->r, .lane = 1, .stop = &stop } };
+	uint64_t total = 0;
+	int i, k, status;
+
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_create(&c[i].thread, NULL, write_on,
+					    &c[i]));
+	for (k = 0; k < 12; k++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(sum_lanes(&self->r) != sum_lanes(&self->r) ||
+			      af_check_all(&self->r));
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_EQ(0, status);
+		self->af.want++;
+	}
+	stop = true;
+	for (i = 0; i < 2; i++)
+		pthread_join(c[i].thread, NULL);
+	for (i = 0; i < (int)self->r.pages; i++)
+		total += *(uint64_t *)(af_page(&self->r, i) + 512) +
+			 *(uint64_t *)(af_page(&self->r, i) + 520);
+	EXPECT_EQ(c[0].rounds + c[1].rounds, total);
+}
+
+/* One thread unmaps and maps again, another protects, while children read. */
+struct changer {
+	struct af_region *r;
+	size_t first;
+	volatile bool *stop;
+	long wrong;
+	pthread_t thread;
+};
+
+static void *map_and_unmap(void *arg)
+{
+	struct changer *c = arg;
+	size_t pages = 700, len = pages * AF_PAGE;
+	char *p = af_page(c->r, c->first);
+
+	while (!*c->stop) {
+		if (munmap(p, len) ||
+		    mmap(p, len, PROT_READ | PROT_WRITE, MAP_PRIVATE |
+			 MAP_ANONYMOUS | MAP_FIXED, -1, 0) != p)
+			c->wrong++;
+		af_fill(c->r, c->first, pages, c->r->seed);
+		c->wrong += af_check(c->r, c->first, pages, c->r->seed);
+	}
+	return NULL;
+}
+
+static void *protect_and_back(void *arg)
+{
+	struct changer *c = arg;
+	size_t pages = 700, len = pages * AF_PAGE;
+	char *p = af_page(c->r, c->first);
+
+	while (!*c->stop) {
+		c->wrong += !!mprotect(p, len, PROT_READ);
+		c->wrong += af_check(c->r, c->first, pages, c->r->seed);
+		c->wrong += !!mprotect(p, len, PROT_READ | PROT_WRITE);
+		af_fill(c->r, c->first, pages, c->r->seed);
+	}
+	return NULL;
+}
+
+TEST_F(stress, changes_of_layout_during_forks)
+{
+	volatile bool stop = false;
+	struct changer c[2] = {
+		{ .r = &self->r, .first = af_piece(2) + 100, .stop = &stop },
+		{ .r = &self->r, .first = af_piece(6) + 30, .stop = &stop } };
+	size_t quiet = af_piece(8);
+	int k, status;
+
+	ASSERT_EQ(0, pthread_create(&c[0].thread, NULL, map_and_unmap, &c[0]));
+	ASSERT_EQ(0, pthread_create(&c[1].thread, NULL, protect_and_back,
+				    &c[1]));
+	for (k = 0; k < 30; k++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(!!af_check(&self->r, quiet,
+					 self->r.pages - quiet, SEED));
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_EQ(0, status);
+		self->af.want++;
+	}
+	stop = true;
+	pthread_join(c[0].thread, NULL);
+	pthread_join(c[1].thread, NULL);
+	EXPECT_EQ(0, c[0].wrong);
+	EXPECT_EQ(0, c[1].wrong);
+}
+
+/*
+ * DESIGN.md section 9, item 12: an ascending writer meets ascending workers.
+ * It must not pay for every piece: the workers have to get ahead of it.
+ * Counted, not timed: some pieces are the workers'.
+ */
+TEST_F(stress, ascending_writer)
+{
+	long worker, parent;
+	int round;
+
+	for (round = 0; round < 5; round++) {
+		AF_SPAWN(&self->c);
+		af_fill(&self->r, 0, self->r.pages, LATER + round);
+		EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0,
+					    self->r.pages, round ?
+					    LATER + round - 1 : SEED));
+		AF_EXIT_OK(&self->c);
+	}
+	if (!self->af.async)
+		return;
+	worker = af_delta(&self->af, AF_PIECE_WORKER);
+	parent = af_delta(&self->af, AF_PIECE_PARENT);
+	TH_LOG("pieces: %ld by workers, %ld by the parent", worker, parent);
+	EXPECT_GT(worker, 0);
+}
+
+TEST_HARNESS_MAIN
