@@ -148,7 +148,8 @@ static int populate_huge(struct af_region *r, size_t piece)
 
 static int have_huge_pages(struct af_region *r)
 {
-	if (af_smaps_kb(r->base, "AnonHugePages") > 0)
+	/* The advice splits VMAs, so look at a piece that had it. */
+	if (af_smaps_kb(af_page(r, af_piece(0)), "AnonHugePages") > 0)
 		return 0;
 	skip_reason = "no huge page could be had";
 	return AF_SKIPPED;
