@@ -146,9 +146,20 @@ static int populate_huge(struct af_region *r, size_t piece)
 	return madvise(p, AF_PIECE, MADV_NOHUGEPAGE);
 }
 
+/*
+ * Before the advice splits the VMA: with an anon_vma, which the parts then share
+ * and without which they would not merge again.
+ */
+static void make_anon_vma(struct af_region *r)
+{
+	*(volatile char *)r->base = 1;
+}
+
+/* Makes one VMA of the region again. */
 static int have_huge_pages(struct af_region *r)
 {
-	/* The advice splits VMAs, so look at a piece that had it. */
+	if (madvise(r->base, r->pages * AF_PAGE, MADV_NOHUGEPAGE))
+		return -1;
 	if (af_smaps_kb(af_page(r, af_piece(0)), "AnonHugePages") > 0)
 		return 0;
 	skip_reason = "no huge page could be had";
@@ -160,6 +171,7 @@ static int populate_mixed(struct af_region *r)
 {
 	size_t i;
 
+	make_anon_vma(r);
 	for (i = 0; i < r->pieces; i += 2)
 		if (populate_huge(r, i))
 			return -1;
@@ -176,6 +188,7 @@ static int populate_pte_thp(struct af_region *r)
 	size_t i;
 	int ret;
 
+	make_anon_vma(r);
 	for (i = 0; i < r->pieces; i++)
 		if (populate_huge(r, i))
 			return -1;
