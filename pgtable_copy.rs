@@ -93,34 +93,22 @@ macro_rules! branch {
     };
 }
 
-level!(
+level! {
     /// The top level.
-    Pgd,
-    pgd_t,
-    48,
-    pgd_is_table
-);
-level!(
+    Pgd, pgd_t, 48, pgd_is_table
+}
+level! {
     /// The fourth level, folded into the top on 4-level machines.
-    P4d,
-    p4d_t,
-    39,
-    p4d_is_table
-);
-level!(
+    P4d, p4d_t, 39, p4d_is_table
+}
+level! {
     /// Entries of 1 GiB.
-    Pud,
-    pud_t,
-    30,
-    pud_is_table
-);
-level!(
+    Pud, pud_t, 30, pud_is_table
+}
+level! {
     /// Entries of 2 MiB; what they point to is a piece.
-    Pmd,
-    pmd_t,
-    21,
-    pmd_is_table
-);
+    Pmd, pmd_t, 21, pmd_is_table
+}
 branch!(Pgd, P4d, p4d_offset);
 branch!(P4d, Pud, pud_offset);
 branch!(Pud, Pmd, pmd_offset);
@@ -378,9 +366,13 @@ impl<'a> TablePair<'a> {
                 tables.as_mut_ptr(),
             )
         };
+        if !locked {
+            return None;
+        }
         // SAFETY: Written, as the function succeeded.
-        locked.then(|| TablePair {
-            tables: unsafe { tables.assume_init() },
+        let tables = unsafe { tables.assume_init() };
+        Some(TablePair {
+            tables,
             _slots: PhantomData,
         })
     }
@@ -477,6 +469,18 @@ pub(crate) enum Obstacle {
     Broken,
 }
 
+impl From<Stop> for Obstacle {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Migration(_) => Obstacle::Migration,
+            Stop::SwapCount(entry) => Obstacle::SwapCount(SwapEntry(entry)),
+            Stop::Busy => Obstacle::Busy,
+            Stop::Page => Obstacle::Missing(Part::Page),
+            Stop::Broken => Obstacle::Broken,
+        }
+    }
+}
+
 /// What to do about a page that is being migrated.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Patience {
@@ -541,13 +545,7 @@ pub(crate) fn copy_piece(
         // `pair` is unlocked here, before the claim is undone.
     };
     claim.undo();
-    Err(match stop {
-        Stop::Migration(_) => Obstacle::Migration,
-        Stop::SwapCount(entry) => Obstacle::SwapCount(SwapEntry(entry)),
-        Stop::Busy => Obstacle::Busy,
-        Stop::Page => Obstacle::Missing(Part::Page),
-        Stop::Broken => Obstacle::Broken,
-    })
+    Err(stop.into())
 }
 
 /// Clears the mark of the claimed piece and finishes it without a copy.
