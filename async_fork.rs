@@ -14,7 +14,7 @@ mod piece;
 mod session;
 mod sync_proactive;
 
-use mm_hooks::{Hooks, Queue};
+use mm_hooks::{Hooks, Queues};
 
 module! {
     type: AsyncFork,
@@ -27,19 +27,19 @@ module! {
 /// The loaded module.
 ///
 /// Fields are dropped in this order: first the hooks go and an SRCU grace period passes, so that
-/// nobody is inside and no callback is left, then the queue is drained.
+/// nobody is inside and no callback is left, then the queues are drained.
 struct AsyncFork {
     _hooks: Hooks,
-    _queue: Queue,
+    _queues: Queues,
 }
 
 impl kernel::Module for AsyncFork {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let queue = Queue::new()?;
+        let queues = Queues::new()?;
         let hooks = Hooks::register()?;
         Ok(AsyncFork {
             _hooks: hooks,
-            _queue: queue,
+            _queues: queues,
         })
     }
 }

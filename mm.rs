@@ -496,9 +496,11 @@ pub(crate) fn zeroed_bytes(n: usize) -> Result<KVVec<AtomicU8>> {
     Ok(bytes)
 }
 
-/// How hard an allocation tries. Neither invokes the OOM killer.
+/// How hard an allocation tries. None invokes the OOM killer.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Effort {
+    /// Takes what is free: neither reclaims, nor is throttled above `memory.high`.
+    Instant,
     /// One round of reclaim.
     Quick,
     /// As many as help.
@@ -506,17 +508,19 @@ pub(crate) enum Effort {
 }
 
 impl Effort {
-    pub(crate) fn gfp(self) -> bindings::gfp_t {
-        bindings::__GFP_NOWARN
-            | match self {
-                Effort::Quick => bindings::__GFP_NORETRY,
-                Effort::Stubborn => bindings::__GFP_RETRY_MAYFAIL,
-            }
+    /// Returns `gfp` with this effort.
+    pub(crate) fn of(self, gfp: bindings::gfp_t) -> bindings::gfp_t {
+        let gfp = gfp | bindings::__GFP_NOWARN;
+        match self {
+            Effort::Instant => gfp & !bindings::__GFP_DIRECT_RECLAIM,
+            Effort::Quick => gfp | bindings::__GFP_NORETRY,
+            Effort::Stubborn => gfp | bindings::__GFP_RETRY_MAYFAIL,
+        }
     }
 }
 
 macro_rules! owned_page {
-    ($(#[$doc:meta])* $name:ident, $ty:ident, $alloc:ident, $free:ident) => {
+    ($(#[$doc:meta])* $name:ident, $ty:ident, $gfp:ident, $alloc:ident, $free:ident) => {
         $(#[$doc])*
         pub(crate) struct $name(NonNull<bindings::$ty>);
 
@@ -524,10 +528,11 @@ macro_rules! owned_page {
         unsafe impl Send for $name {}
 
         impl $name {
-            /// Allocates one, charged to the active [`Memcg`]. May sleep.
+            /// Allocates one, charged to the active [`Memcg`]. May sleep, but for
+            /// [`Effort::Instant`].
             pub(crate) fn new(effort: Effort) -> Option<Self> {
                 // SAFETY: Process context.
-                let page = unsafe { bindings::$alloc(effort.gfp()) };
+                let page = unsafe { bindings::$alloc(effort.of(bindings::$gfp)) };
                 // SAFETY: Allocated just now, or NULL.
                 unsafe { $name::from_raw(page) }
             }
@@ -560,6 +565,7 @@ owned_page!(
     /// An empty PTE table that is not installed.
     PteTable,
     page,
+    GFP_PGTABLE_USER,
     pte_table_alloc,
     pte_table_free
 );
@@ -567,6 +573,7 @@ owned_page!(
     /// An empty PMD table that is not installed.
     PmdTable,
     pmd_t,
+    GFP_PGTABLE_USER,
     pmd_table_alloc,
     pmd_table_free
 );
@@ -574,6 +581,7 @@ owned_page!(
     /// An empty PUD table that is not installed.
     PudTable,
     pud_t,
+    GFP_PGTABLE_USER,
     pud_table_alloc,
     pud_table_free
 );
@@ -581,6 +589,7 @@ owned_page!(
     /// A page for the child that nothing is copied to yet.
     SparePage,
     folio,
+    GFP_HIGHUSER_MOVABLE,
     async_fork_alloc_folio,
     folio_put
 );

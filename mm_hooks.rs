@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 use kernel::alloc::{Flags, KBox};
 use kernel::bindings;
 use kernel::error::to_result;
-use kernel::ffi::{c_int, c_ulong};
+use kernel::ffi::{c_int, c_uint, c_ulong};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use kernel::types::Opaque;
@@ -290,9 +290,11 @@ unsafe extern "C" fn exit(s: *mut RawSession, mm: *mut bindings::mm_struct, vict
 /// # Safety
 ///
 /// As `async_fork_ops::reap`.
-unsafe extern "C" fn reap(s: *mut RawSession, _mm: *mut bindings::mm_struct) {
+unsafe extern "C" fn reap(s: *mut RawSession, mm: *mut bindings::mm_struct) {
+    // SAFETY: C holds it.
+    let mm = unsafe { Mm::from_raw(mm) };
     // SAFETY: Found in an mm, in a read section.
-    unsafe { with_session(s, sync_proactive::reap) }
+    unsafe { with_session(s, |s| sync_proactive::reap(s, mm)) }
 }
 
 /// # Safety
@@ -305,45 +307,89 @@ unsafe extern "C" fn is_parent(s: *mut RawSession, mm: *mut bindings::mm_struct)
     unsafe { with_session(s, |s| s.side_of(mm) == Side::Parent) }
 }
 
-/// The module's workqueue while it is loaded, else NULL.
-static QUEUE: AtomicPtr<bindings::workqueue_struct> = AtomicPtr::new(ptr::null_mut());
+/// The module's workqueues while it is loaded, else NULL.
+static QUEUES: [AtomicPtr<bindings::workqueue_struct>; 2] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; 2];
 
-/// The workqueue of copy workers: unbound, to be tuned below `/sys/devices/virtual/workqueue`.
-pub(crate) struct Queue(());
+/// One of the module's two workqueues, both unbound.
+#[derive(Clone, Copy)]
+pub(crate) enum Queue {
+    /// Copying, which takes long; to be tuned below `/sys/devices/virtual/workqueue`.
+    Copy,
+    /// Lifting marks and freeing sessions, which must not wait for the copying of others.
+    End,
+}
 
 impl Queue {
-    /// How many workers of all sessions run at once.
+    fn place(self) -> &'static AtomicPtr<bindings::workqueue_struct> {
+        let [copy, end] = &QUEUES;
+        match self {
+            Queue::Copy => copy,
+            Queue::End => end,
+        }
+    }
+
+    /// Returns the C structure. The caller keeps the module loaded.
+    fn as_raw(self) -> *mut bindings::workqueue_struct {
+        self.place().load(Acquire)
+    }
+}
+
+/// A workqueue of the module, to be destroyed with it.
+struct OwnedQueue(Queue);
+
+impl OwnedQueue {
+    /// How many workers of all sessions run at once, on each NUMA node.
     const MAX_ACTIVE: c_int = 8;
 
-    /// Makes the queue.
-    pub(crate) fn new() -> Result<Self> {
+    fn new(which: Queue, name: &'static CStr, flags: c_uint) -> Result<Self> {
         // SAFETY: The name is a format without arguments.
         let queue = unsafe {
             bindings::alloc_workqueue(
-                c_str!("async_fork").as_char_ptr(),
-                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_SYSFS,
+                name.as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND | flags,
                 Self::MAX_ACTIVE,
             )
         };
         if queue.is_null() {
             return Err(ENOMEM);
         }
-        QUEUE.store(queue, Release);
-        Ok(Queue(()))
+        which.place().store(queue, Release);
+        Ok(OwnedQueue(which))
     }
 }
 
-impl Drop for Queue {
+impl Drop for OwnedQueue {
     fn drop(&mut self) {
-        let queue = QUEUE.swap(ptr::null_mut(), AcqRel);
+        let queue = self.0.place().swap(ptr::null_mut(), AcqRel);
         // SAFETY: `new` made it, and no session is left to queue more. Waits for what runs.
         unsafe { bindings::destroy_workqueue(queue) }
     }
 }
 
+/// Both workqueues.
+pub(crate) struct Queues {
+    _copy: OwnedQueue,
+    _end: OwnedQueue,
+}
+
+impl Queues {
+    /// Makes the queues.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Queues {
+            _copy: OwnedQueue::new(
+                Queue::Copy,
+                c_str!("async_fork"),
+                bindings::wq_flags_WQ_SYSFS,
+            )?,
+            _end: OwnedQueue::new(Queue::End, c_str!("async_fork_end"), 0)?,
+        })
+    }
+}
+
 /// What a [`Job`] runs.
 pub(crate) trait Run: Send + Sync + 'static {
-    /// Runs on the module's workqueue, in process context. `slot` tells jobs of one object apart.
+    /// Runs on one of the module's workqueues, in process context. `slot` tells jobs of one object apart.
     fn run(self: Arc<Self>, slot: usize);
 }
 
@@ -397,7 +443,7 @@ impl<T: Run> Job<T> {
     /// Queues the job to run in `delay_ms`, unless it is queued.
     pub(crate) fn queue(&self, target: Arc<T>, slot: usize, delay_ms: u32) {
         let target = self.aim(target, slot);
-        let queue = QUEUE.load(Acquire);
+        let queue = Queue::Copy.as_raw();
         // SAFETY: The queue lives as long as the module, which the target holds.
         if !unsafe { bindings::queue_delayed_work(queue, self.0.work.get(), delay_ms) } {
             // SAFETY: `aim` made it; the run that is queued has one of its own.
@@ -405,12 +451,11 @@ impl<T: Run> Job<T> {
         }
     }
 
-    /// Lets the job run now, queued or not.
-    pub(crate) fn kick(&self, target: Arc<T>, slot: usize) {
+    /// Lets the job run now on `queue`, queued or not. It may then run twice at a time.
+    pub(crate) fn kick(&self, target: Arc<T>, slot: usize, queue: Queue) {
         let target = self.aim(target, slot);
-        let queue = QUEUE.load(Acquire);
         // SAFETY: As in `queue`.
-        if unsafe { bindings::mod_delayed_work(queue, self.0.work.get()) } {
+        if unsafe { bindings::mod_delayed_work(queue.as_raw(), self.0.work.get()) } {
             // SAFETY: `aim` made it; the run that was queued has one of its own.
             drop(unsafe { Arc::from_raw(target) });
         }
@@ -489,8 +534,8 @@ impl<T: Send + Sync + 'static> Retirement<T> {
 unsafe extern "C" fn grace_is_over<T>(head: *mut bindings::callback_head) {
     // SAFETY: The head is the first field, and the reference keeps it.
     let raw = unsafe { &*head.cast::<RawRetirement<T>>().cast_const() };
-    // SAFETY: The module is unloaded only after `srcu_barrier()`, and its queue goes after that.
-    unsafe { bindings::queue_work(QUEUE.load(Acquire), raw.work.get()) };
+    // SAFETY: The module is unloaded only after `srcu_barrier()`, and its queues go after that.
+    unsafe { bindings::queue_work(Queue::End.as_raw(), raw.work.get()) };
 }
 
 /// # Safety

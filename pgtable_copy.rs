@@ -257,14 +257,14 @@ impl Kit {
         self.pte.is_some()
     }
 
-    /// Takes the PTE table of another kit.
+    /// Takes the PTE table of another kit, if this one has none.
     pub(crate) fn take_pte_table(&mut self, other: &mut Kit) {
         if self.pte.is_none() {
             self.pte = other.pte.take();
         }
     }
 
-    /// Allocates `part`, charged to `memcg`. May sleep.
+    /// Allocates `part`, charged to `memcg`. May sleep, but for [`Effort::Instant`].
     pub(crate) fn allocate(&mut self, part: Part, memcg: &Memcg, effort: Effort) -> Result {
         let _charge = memcg.charge();
         let got = match part {
@@ -449,7 +449,7 @@ impl SwapEntry {
     /// Allocates the counters. May sleep.
     pub(crate) fn extend_count(self, memcg: &Memcg, effort: Effort) -> Result {
         let _charge = memcg.charge();
-        let gfp = bindings::GFP_KERNEL | effort.gfp();
+        let gfp = effort.of(bindings::GFP_KERNEL);
         // SAFETY: A stale entry is told from a live one under its device's lock.
         kernel::error::to_result(unsafe { bindings::swap_count_continue(self.0, gfp) })
     }

@@ -24,7 +24,7 @@ use kernel::sync::{Arc, SpinLock};
 use kernel::types::ARef;
 
 use crate::mm::{self, count, Backoff, Effort, Event, Memcg, Mm};
-use crate::mm_hooks::{Job, ModuleRef, Retirement, Run};
+use crate::mm_hooks::{Job, ModuleRef, Queue, Retirement, Run};
 use crate::pgtable_copy::{self, Kit, Obstacle, Part, Patience};
 use crate::piece::{Actor, Claim, Piece, Range, Side};
 
@@ -36,6 +36,9 @@ const WORKER_DELAY_MS: u32 = 2;
 
 /// How long a worker that a test holds waits before it looks again.
 const HOLD_POLL_MS: u32 = 10;
+
+/// Pieces that a worker copies before it lets those of other sessions have its place in the queue.
+const TURN: usize = 512;
 
 /// PTE tables in stock for the parent's faults.
 const STOCK: usize = 16;
@@ -51,7 +54,7 @@ pub(crate) enum Poison {
     NoMemory,
     /// A page that had to be copied is broken.
     Broken,
-    /// The OOM reaper takes the parent's memory, or the child's own.
+    /// The OOM reaper takes the parent's memory.
     Reaped,
 }
 
@@ -76,6 +79,8 @@ pub(crate) struct Session {
     /// The child may run; its owner can be killed.
     started: AtomicBool,
     kicked: AtomicBool,
+    /// How often the child has needed something.
+    pulls: AtomicUsize,
     child_gone: AtomicBool,
     poisoned: AtomicBool,
     /// How many pieces the workers' first pass has handed out.
@@ -109,6 +114,7 @@ impl Session {
             open: AtomicBool::new(false),
             started: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
+            pulls: AtomicUsize::new(0),
             child_gone: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             cursor: AtomicUsize::new(0),
@@ -217,16 +223,25 @@ impl Session {
     pub(crate) fn kick(self: &Arc<Self>) {
         if !self.kicked.load(Relaxed) && !self.kicked.swap(true, Relaxed) {
             for (slot, job) in self.jobs.iter().enumerate() {
-                job.kick(self.clone(), slot);
+                job.kick(self.clone(), slot, Queue::Copy);
             }
         }
     }
 
-    /// Starts one worker now, to lift the marks; also when none was ever started.
+    /// Tells that the child needs a piece. The second time starts the workers: the first may be the
+    /// kernel's write to the stack of a thread that forked and is about to exec.
+    pub(crate) fn child_pulls(self: &Arc<Self>) {
+        if self.pulls.fetch_add(1, Relaxed) > 0 {
+            self.kick();
+        }
+    }
+
+    /// Starts one worker now, to lift the marks; also when none was ever started. It does not queue
+    /// up behind the copying of others.
     fn kick_lifter(self: &Arc<Self>) {
         if self.remaining.load(SeqCst) > 0 {
             if let Some(job) = self.jobs.first() {
-                job.kick(self.clone(), 0);
+                job.kick(self.clone(), 0, Queue::End);
             }
         }
     }
@@ -261,6 +276,10 @@ impl Session {
     pub(crate) fn bring(self: &Arc<Self>, piece: Piece<'_>, actor: Actor) {
         let mut kit = Kit::EMPTY;
         while !self.step(piece, actor, &mut kit, Patience::Wait) {}
+        // Somebody else was faster.
+        if kit.has_pte_table() {
+            self.shelve(&mut kit);
+        }
     }
 
     /// Brings `piece` to `Done` without a copy: its side is about to drop the content. May sleep.
@@ -290,7 +309,7 @@ impl Session {
             }
             // Almost every copy needs one. If there is none, the copy tells whether this one does.
             if !kit.has_pte_table() && !self.is_over() {
-                let _ = self.supply(kit, Part::Pte, actor);
+                let _ = self.reach(kit, Part::Pte, actor);
             }
             let Some(claim) = Claim::try_new(self, piece, actor) else {
                 backoff.wait();
@@ -330,18 +349,38 @@ impl Session {
         }
     }
 
-    /// Gets `part` for `kit`, from the stock or by allocation.
-    fn supply(&self, kit: &mut Kit, part: Part, actor: Actor) -> Result<(), Poison> {
+    /// Gets `part` for `kit` from the stock or from free memory. Returns whether there was one.
+    /// Does not sleep.
+    fn reach(&self, kit: &mut Kit, part: Part, actor: Actor) -> bool {
         if part == Part::Pte && actor == Actor::Side(Side::Parent) {
             let mut stock = self.stock.lock();
             if let Some(shelf) = stock.iter_mut().find(|shelf| shelf.has_pte_table()) {
                 kit.take_pte_table(shelf);
-                return Ok(());
+                return true;
             }
         }
-        kit.allocate(part, &self.memcg, Effort::Quick)
-            .or_else(|_| kit.allocate(part, &self.memcg, Effort::Stubborn))
+        kit.allocate(part, &self.memcg, Effort::Instant).is_ok()
+    }
+
+    /// Gets `part` for `kit`, by reclaim if there is no other way. May sleep.
+    fn supply(&self, kit: &mut Kit, part: Part, actor: Actor) -> Result<(), Poison> {
+        if self.reach(kit, part, actor)
+            || kit.allocate(part, &self.memcg, Effort::Quick).is_ok()
+            // Then the next claim needs no part.
+            || self.is_over()
+        {
+            return Ok(());
+        }
+        kit.allocate(part, &self.memcg, Effort::Stubborn)
             .map_err(|_| Poison::NoMemory)
+    }
+
+    /// Puts the PTE table of `kit`, if it has one, on a place of the stock that is empty.
+    fn shelve(&self, kit: &mut Kit) {
+        let mut stock = self.stock.lock();
+        if let Some(shelf) = stock.iter_mut().find(|shelf| !shelf.has_pte_table()) {
+            shelf.take_pte_table(kit);
+        }
     }
 
     /// Poisons the child as `piece` cannot be copied, unless somebody else has copied it by now. The
@@ -358,11 +397,8 @@ impl Session {
     fn restock(&self) {
         let wanted = self.stock.lock().iter().any(|shelf| !shelf.has_pte_table());
         let mut kit = Kit::EMPTY;
-        if wanted && kit.allocate(Part::Pte, &self.memcg, Effort::Quick).is_ok() {
-            let mut stock = self.stock.lock();
-            if let Some(shelf) = stock.iter_mut().find(|shelf| !shelf.has_pte_table()) {
-                shelf.take_pte_table(&mut kit);
-            }
+        if wanted && self.reach(&mut kit, Part::Pte, Actor::Worker) {
+            self.shelve(&mut kit);
         }
     }
 
@@ -450,6 +486,18 @@ impl Session {
         self.detach(Side::Parent);
     }
 
+    /// Gives up the child's part as the OOM reaper is about to unmap it, without allocating. Nobody
+    /// reads its holes: it is being killed, and its faults fail.
+    pub(crate) fn child_is_reaped(&self) {
+        if !self.child_gone.swap(true, SeqCst) && self.remaining.load(SeqCst) > 0 {
+            count(Event::CANCEL);
+        }
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            self.discard(piece, Actor::Side(Side::Child));
+            mm::cond_resched();
+        }
+    }
+
     /// Poisons the child and lifts every mark, without allocating; unless all is copied.
     pub(crate) fn abandon(self: &Arc<Self>, why: Poison) {
         for piece in self.ranges.iter().flat_map(Range::all) {
@@ -483,10 +531,12 @@ impl Session {
             Poison::Reaped => "its memory went to the OOM killer",
         };
         // Before it runs, `start` sees the flag, and the hook kills it.
-        let started = self.started.load(SeqCst);
-        match started.then(|| self.child.kill_owner()).flatten() {
-            Some(pid) => pr_warn!("killed child {pid}: {reason}\n"),
-            None => pr_warn!("a new child is not to run: {reason}\n"),
+        if !self.started.load(SeqCst) {
+            pr_warn!("a new child is not to run: {reason}\n");
+        } else if let Some(pid) = self.child.kill_owner() {
+            pr_warn!("killed child {pid}: {reason}\n");
+        } else {
+            pr_warn!("a child has no process left to kill: {reason}\n");
         }
         self.kick_lifter();
     }
@@ -510,20 +560,31 @@ impl Session {
         range.piece(number - range.first())
     }
 
-    fn work(self: &Arc<Self>) {
+    /// Works on the session for one turn. Returns whether nothing is left to do.
+    fn work(self: &Arc<Self>) -> bool {
         let mut kit = Kit::EMPTY;
-        while let Some(piece) = self.next_piece() {
+        for _ in 0..TURN {
+            let Some(piece) = self.next_piece() else {
+                return self.work_on_rest(&mut kit);
+            };
             while !self.step(piece, Actor::Worker, &mut kit, Patience::Skip) {}
             if !self.is_over() {
                 self.restock();
             }
             mm::cond_resched();
         }
-        // What was skipped, and what was undone by somebody else meanwhile.
-        for piece in self.ranges.iter().flat_map(Range::all) {
-            while !self.step(piece, Actor::Worker, &mut kit, Patience::Wait) {}
+        false
+    }
+
+    /// The second pass: what was skipped, and what was undone by somebody else meanwhile.
+    fn work_on_rest(self: &Arc<Self>, kit: &mut Kit) -> bool {
+        let pieces = self.ranges.iter().flat_map(Range::all);
+        let mut rest = pieces.filter(|piece| !piece.is_done());
+        for piece in rest.by_ref().take(TURN) {
+            while !self.step(piece, Actor::Worker, kit, Patience::Wait) {}
             mm::cond_resched();
         }
+        rest.next().is_none()
     }
 }
 
@@ -535,7 +596,16 @@ impl Run for Session {
             }
             return;
         }
-        self.work();
+        if !self.work() {
+            let queue = if self.is_over() {
+                Queue::End
+            } else {
+                Queue::Copy
+            };
+            if let Some(job) = self.jobs.get(slot) {
+                job.kick(self.clone(), slot, queue);
+            }
+        }
     }
 }
 

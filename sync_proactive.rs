@@ -61,7 +61,7 @@ pub(crate) fn sync_addr(
     session.wait_until_open();
     if let Some(piece) = session.piece_at(addr) {
         if side == Side::Child {
-            session.kick();
+            session.child_pulls();
         }
         session.bring(piece, Actor::Side(side));
     }
@@ -158,11 +158,14 @@ pub(crate) fn exit(session: &Arc<Session>, this: &Mm, exit: Exit) {
     }
 }
 
-/// Gives up the session as the OOM reaper is about to unmap either side, whose `mmap_lock` it holds
-/// for reading. Allocates nothing and waits for nothing but copiers inside.
-pub(crate) fn reap(session: &Arc<Session>) {
+/// Gives up the session as the OOM reaper is about to unmap `this`, whose `mmap_lock` it holds for
+/// reading. Allocates nothing and waits for nothing but copiers inside.
+pub(crate) fn reap(session: &Arc<Session>, this: &Mm) {
     if !session.is_open() {
         return;
     }
-    session.abandon(Poison::Reaped);
+    match session.side_of(this) {
+        Side::Child => session.child_is_reaped(),
+        Side::Parent => session.abandon(Poison::Reaped),
+    }
 }
