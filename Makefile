@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help kernel modules run test lint lint-series clean
+.PHONY: help kernel modules run test fuzz lint lint-series clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -25,6 +25,14 @@ run: ## Redis snapshots by plain fork and by async fork, side by side (SIZE=1G)
 test: ## all tests on the release and the debug kernel
 	scripts/setup
 	scripts/test
+
+# bash would take SECONDS from its environment for the time that it runs.
+unexport SECONDS
+fuzz: ## random operations against a model (SECONDS=600 SEED= ROUNDS= KERNEL=debug MODE=async)
+	scripts/setup
+	scripts/fuzz $(if $(KERNEL),--kernel $(KERNEL)) $(if $(MODE),--mode $(MODE)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: ## formatting, house rules, checkpatch, shellcheck
 	scripts/lint
