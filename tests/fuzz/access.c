@@ -187,7 +187,7 @@ void verify_slot(struct slot *s, bool backwards, size_t step)
 void verify_all(struct rng *rng)
 {
 	size_t n = fz->plan.slots, start = below(rng, n), i;
-	size_t step = one_in(rng, 2) ? 1 : 1 + below(rng, 60);
+	size_t step = one_in(rng, 3) ? 1 : 1 + below(rng, 200);
 	bool backwards = one_in(rng, 2);
 
 	for (i = 0; i < n && !failing(); i++) {

@@ -217,6 +217,5 @@ void hold_workers(bool on);
 
 /* observer.c */
 void observe(uint64_t seed) __attribute__((noreturn));
-void migrate(struct rng *rng, pid_t pid);
 
 #endif

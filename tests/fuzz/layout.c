@@ -106,7 +106,7 @@ void plan_round(struct plan *plan, uint64_t seed)
 	plan->threads = 1 + below(&rng, FZ_THREADS);
 	plan->forks = 1 + below(&rng, 5);
 	plan->nr_ops = fz->ops ? fz->ops : 10 + below(&rng, 90);
-	plan->pin_depth = one_in(&rng, 8) ? 0 : one_in(&rng, 2) ? 1 : 9;
+	plan->pin_depth = one_in(&rng, 10) ? 0 : one_in(&rng, 4) ? 1 : 9;
 	plan->hold = one_in(&rng, 2);
 	plan_slots(plan, &rng);
 	plan_tickets(plan, &rng);
@@ -127,8 +127,10 @@ static void build_brk(struct slot *s)
 
 static void fill(struct slot *s, struct rng *rng)
 {
-	static const size_t steps[] = { 1, 1, 1, 3, 64, 511, 100000 };
-	size_t step = steps[below(rng, 7)], i;
+	static const size_t steps[] = { 1, 1, 3, 17, 64, 511, 100000 };
+	/* Page tables are what counts: few of the big ones are full. */
+	size_t step = steps[s->pages > 2000 && !one_in(rng, 4) ?
+			    2 + below(rng, 5) : below(rng, 7)], i;
 	int advice = (int[]){ MADV_HUGEPAGE, MADV_NOHUGEPAGE,
 			      MADV_NORMAL }[below(rng, 3)];
 

@@ -166,7 +166,7 @@ static void advise_other(const struct aim *aim, struct rng *rng)
 }
 
 /* From one NUMA node to the other, where there are two. */
-void migrate(struct rng *rng, pid_t pid)
+static void migrate(struct rng *rng, pid_t pid)
 {
 	unsigned long from = 1, to = 2;
 
@@ -192,33 +192,33 @@ static void reclaim(struct rng *rng)
 	if (!fz->cgroup[0])
 		return;
 	snprintf(path, sizeof(path), "%s/memory.reclaim", fz->cgroup);
-	snprintf(text, sizeof(text), "%zuK", 64 + below(rng, 20000));
+	snprintf(text, sizeof(text), "%zuK", 64 + below(rng, 6000));
 	af_write_file(path, text);
 }
 
 static void observe_once(struct rng *rng)
 {
-	size_t what = below(rng, 24), i;
+	size_t what = below(rng, 40), i;
 	struct aim aim;
 
 	if (!aim_at(&aim, rng))
 		return;
-	if (what < 8)
+	if (what < 16)
 		for (i = 0; i < 20 && aim_at(&aim, rng); i++)
 			look(&aim, rng);
-	else if (what < 13)
+	else if (what < 26)
 		change(&aim, rng);
-	else if (what < 16)
+	else if (what < 32)
 		pagemap(&aim);
-	else if (what == 16)
+	else if (what == 32)
 		read_all(&aim, one_in(rng, 2) ? "smaps" : "numa_maps");
-	else if (what < 19)
+	else if (what < 36)
 		advise_other(&aim, rng);
-	else if (what == 19)
+	else if (what == 36 && one_in(rng, 4))
 		migrate(rng, aim.pid);
-	else if (what == 20)
+	else if (what == 37)
 		clear_refs(&aim, rng);
-	else if (what == 21)
+	else if (what == 38)
 		hold_workers(one_in(rng, 3));
 	else
 		reclaim(rng);
@@ -230,7 +230,7 @@ void observe(uint64_t seed)
 
 	me = NULL;
 	while (!atomic_load(&fz->over) && !failing()) {
-		struct timespec pause = { .tv_nsec = 1 + below(&rng, 1000000) };
+		struct timespec pause = { .tv_nsec = 1 + below(&rng, 4000000) };
 
 		observe_once(&rng);
 		nanosleep(&pause, NULL);

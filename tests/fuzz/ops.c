@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -92,17 +93,28 @@ void map_fresh(struct slot *s, struct span span, int flags)
 			  (struct page){ 0, PG_FRESH });
 }
 
+/*
+ * How far apart the pages are that an operation touches: a few hundred tell as
+ * much as thousands, and each may cost a fault.
+ */
+static size_t stride(size_t pages, struct rng *rng)
+{
+	if (one_in(rng, 6))
+		return 1 + below(rng, 600);
+	return one_in(rng, 8) ? 1 : 1 + pages / (1 + below(rng, 300));
+}
+
 static void op_write(struct slot *s, struct rng *rng)
 {
 	static const enum way ways[] = { BY_LOAD, BY_LOAD, BY_LOAD, BY_PIPE,
 					 BY_MEM };
 	enum way way = ways[below(rng, 5)];
 	struct span span = pick(s, rng);
-	size_t step = one_in(rng, 3) ? 1 + below(rng, 600) : 1, i;
+	size_t step = stride(span.pages, rng), i;
 
 	/* The kernel's ways are slow. */
-	if (way != BY_LOAD && span.pages > 64)
-		span.pages = 64;
+	if (way != BY_LOAD && span.pages > 24 * step)
+		span.pages = 24 * step;
 	for (i = 0; i < span.pages; i += step)
 		write_page(s, span.first + i, way);
 	note(s, "write", span.first, span.pages, way, step);
@@ -112,11 +124,11 @@ static void op_verify(struct slot *s, struct rng *rng)
 {
 	struct span span = pick(s, rng);
 	enum way way = one_in(rng, 2) ? BY_LOAD : 1 + below(rng, 3);
-	size_t i;
+	size_t step = stride(span.pages, rng), i;
 
-	if (way != BY_LOAD && span.pages > 64)
-		span.pages = 64;
-	for (i = 0; i < span.pages; i++)
+	if (way != BY_LOAD && span.pages > 24 * step)
+		span.pages = 24 * step;
+	for (i = 0; i < span.pages; i += step)
 		verify(s, span.first + i, way);
 }
 
@@ -303,10 +315,21 @@ static void op_mincore(struct slot *s, struct rng *rng)
 		fail_op(s, "mincore", span.first, span.pages);
 }
 
+/* Some pages go to another NUMA node, where there is one. */
 static void op_migrate(struct slot *s, struct rng *rng)
 {
-	(void)s;
-	migrate(rng, getpid());
+	struct span span = pick(s, rng);
+	int nodes[16], status[16];
+	void *pages[16];
+	size_t i;
+	long ret;
+
+	for (i = 0; i < 16; i++) {
+		pages[i] = addr_of(s, span.first + below(rng, span.pages));
+		nodes[i] = below(rng, 2);
+	}
+	ret = syscall(SYS_move_pages, 0, 16UL, pages, nodes, status, 2);
+	note(s, "move_pages", span.first, span.pages, 0, ret ? -errno : 0);
 }
 
 struct help {

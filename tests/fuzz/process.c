@@ -210,12 +210,13 @@ static void process_op(struct rng *rng)
 {
 	struct node *c;
 
-	switch (below(rng, 12)) {
+	switch (below(rng, 14)) {
 	case 0:
 		fork_light(rng);
 		break;
 	case 1:
-		start_other(one_in(rng, 2) ? vfork_exec : spawn_exec);
+		if (one_in(rng, 3))
+			start_other(one_in(rng, 2) ? vfork_exec : spawn_exec);
 		break;
 	case 2:
 		if (one_in(rng, 3))
@@ -234,7 +235,8 @@ static void process_op(struct rng *rng)
 		hold_workers(one_in(rng, 3));
 		break;
 	case 6:
-		start_other(fork_exec);
+		if (one_in(rng, 2))
+			start_other(fork_exec);
 		break;
 	default:
 		fork_node(rng);
