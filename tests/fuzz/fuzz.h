@@ -114,8 +114,8 @@ struct arena {
 	bool async, verbose, poison;
 	char cgroup[64];
 	/* the round */
-	atomic_int nodes, failed, over;
-	atomic_flag printing;
+	atomic_int nodes, over;
+	atomic_int failed;	/* 1: being reported, 2: reported */
 	struct plan plan;
 	/* totals */
 	atomic_ulong nr_ops, nr_checks, nr_forks;
@@ -168,6 +168,7 @@ bool value_matches(const uint64_t *buf, struct page expected);
 
 /* model.c: failures. Each of them ends the round. */
 bool failing(void);
+void wait_for_report(void);
 void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void fail_page(struct node *n, struct slot *s, size_t page, const char *how,
 	       const uint64_t *found);

@@ -73,7 +73,7 @@ static uint32_t gcd(uint32_t a, uint32_t b)
 
 static void plan_tickets(struct plan *plan, struct rng *rng)
 {
-	uint32_t n = 3 + below(rng, one_in(rng, 2) ? 3000 : 700);
+	uint32_t n = 3 + below(rng, one_in(rng, 4) ? 700 : 4000);
 
 	plan->writers = one_in(rng, 2) ? 0 : 1 + below(rng, 2);
 	plan->ticket_pages = n;

@@ -91,8 +91,10 @@ static void reap_round(pid_t group)
 		} else {
 			break;
 		}
-		if (failing())
+		if (failing()) {
+			wait_for_report();
 			kill(-group, SIGKILL);
+		}
 	}
 	alarm(0);
 }
@@ -136,11 +138,11 @@ static bool run_round(uint64_t seed)
 
 static void print_replay(uint64_t seed)
 {
-	fprintf(stderr, "# repeat it: fuzz --mode %s --seed %#llx --rounds 1",
+	printf("# repeat it: fuzz --mode %s --seed %#llx --rounds 1",
 		options.mode, (unsigned long long)seed);
 	if (fz->ops)
-		fprintf(stderr, " --ops %u", fz->ops);
-	fprintf(stderr, "\n# (%u slots, %u pages, %u threads, %u forks, ops %#llx, %u ticket writers)\n",
+		printf(" --ops %u", fz->ops);
+	printf("\n# (%u slots, %u pages, %u threads, %u forks, ops %#llx, %u ticket writers)\n",
 		fz->plan.slots, fz->plan.pages, fz->plan.threads,
 		fz->plan.forks, (unsigned long long)fz->plan.ops,
 		fz->plan.writers);
@@ -163,7 +165,6 @@ static unsigned long run_rounds(uint64_t seed, bool *failed)
 			       *failed ? "FAILED" : "ok", i,
 			       (unsigned long long)round, now() - start,
 			       fz->nodes);
-		fflush(stdout);
 		if (*failed) {
 			print_replay(round);
 			break;
@@ -241,6 +242,9 @@ int main(int argc, char **argv)
 	uint64_t seed;
 	bool failed;
 
+	/* One stream, so that a report stands next to its round. */
+	dup2(STDOUT_FILENO, STDERR_FILENO);
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	fz = af_shared(sizeof(*fz));
 	seed = parse(argc, argv);
 	setenv("AF_MODE", options.mode, 1);
@@ -250,7 +254,6 @@ int main(int argc, char **argv)
 	fz->async = af.async;
 	prepare_guest();
 	printf("seed %#llx, %s mode\n", (unsigned long long)seed, options.mode);
-	fflush(stdout);
 	passed = run_rounds(seed, &failed);
 	af.want = 1;
 	af.spare = LONG_MAX / 2;

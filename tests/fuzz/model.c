@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fuzz.h"
@@ -201,6 +202,21 @@ static bool first_failure(void)
 	return atomic_compare_exchange_strong(&fz->failed, &none, 1);
 }
 
+static void reported(void)
+{
+	atomic_store(&fz->failed, 2);
+}
+
+/* Lets the process that reports a failure finish, if there is one. */
+void wait_for_report(void)
+{
+	const struct timespec pause = { .tv_nsec = 10000000 };
+	int i;
+
+	for (i = 0; i < 1000 && atomic_load(&fz->failed) == 1; i++)
+		nanosleep(&pause, NULL);
+}
+
 static void print_node(const struct node *n)
 {
 	fprintf(stderr, "# FAILED in node %d (pid %d, parent node %d, depth %d, state %d), seen by pid %d\n",
@@ -233,6 +249,7 @@ void fail(const char *format, ...)
 	vfprintf(stderr, format, args);
 	fprintf(stderr, "\n");
 	va_end(args);
+	reported();
 }
 
 static void print_words(const uint64_t *found)
@@ -278,6 +295,7 @@ void fail_page(struct node *n, struct slot *s, size_t page, const char *how,
 			"as expected" : memcmp(again, found, AF_PAGE) ?
 			"different" : "the same");
 	print_history(s, page);
+	reported();
 }
 
 /* The system call of @op failed, and should not have; errno says how. */
@@ -291,4 +309,5 @@ void fail_op(struct slot *s, const char *op, size_t first, size_t pages)
 	fprintf(stderr, "# slot %u: %s of pages %zu+%zu at %p: %s\n", s->number,
 		op, first, pages, (void *)addr_of(s, first), strerror(error));
 	print_history(s, first);
+	reported();
 }

@@ -69,6 +69,20 @@ static void __attribute__((noreturn)) run_child(struct node *n)
 	run_node(n);
 }
 
+/* What the parent changes before anybody had the time to copy. */
+static void burst(struct rng *rng)
+{
+	size_t n = below(rng, 40), i;
+
+	for (i = 0; i < n && !failing(); i++) {
+		struct slot *s = &me->slot[below(rng, fz->plan.slots)];
+
+		slot_lock(s);
+		write_page(s, below(rng, s->pages), BY_LOAD);
+		slot_unlock(s);
+	}
+}
+
 /* A child with a model of its own. */
 static void fork_node(struct rng *rng)
 {
@@ -98,6 +112,7 @@ static void fork_node(struct rng *rng)
 	atomic_fetch_add(&fz->nr_forks, 1);
 	if (pid > 0) {
 		atomic_store(&child->pid, pid);
+		burst(rng);
 		return;
 	}
 	atomic_store(&child->state, ND_GONE);
@@ -111,7 +126,7 @@ static void fork_node(struct rng *rng)
 static void fork_light(struct rng *rng)
 {
 	uint64_t floor = atomic_load(&me->written), last = NO_TICKET;
-	bool look = fz->plan.writers && self.writing && one_in(rng, 2);
+	bool look = fz->plan.writers && self.writing && !one_in(rng, 4);
 	int status = -1;
 	pid_t pid = fork();
 
