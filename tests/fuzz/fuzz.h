@@ -37,6 +37,7 @@
 #define FZ_NODES	40
 #define FZ_HISTORY	16
 #define FZ_THREADS	4
+#define FZ_DEPTH	3	/* of the tree of processes */
 #define FZ_WORDS	512		/* of a page */
 
 /* What the model says about a page. */
@@ -103,6 +104,7 @@ struct plan {
 	unsigned int threads, forks, nr_ops;
 	int pin_depth;		/* process_vm_*() on nodes from this depth on */
 	bool hold;		/* switch the workers off and on */
+	bool merge;		/* use KSM */
 	unsigned int writers;	/* of tickets */
 	uint32_t ticket_pages, ticket_stride;
 	char *ticket_base;

@@ -106,8 +106,10 @@ void plan_round(struct plan *plan, uint64_t seed)
 	plan->threads = 1 + below(&rng, FZ_THREADS);
 	plan->forks = 1 + below(&rng, 5);
 	plan->nr_ops = fz->ops ? fz->ops : 10 + below(&rng, 90);
-	plan->pin_depth = one_in(&rng, 10) ? 0 : one_in(&rng, 4) ? 1 : 9;
+	plan->pin_depth = one_in(&rng, 10) ? 0 :
+			  one_in(&rng, 4) ? 1 : FZ_DEPTH + 1;
 	plan->hold = one_in(&rng, 2);
+	plan->merge = one_in(&rng, 3);
 	plan_slots(plan, &rng);
 	plan_tickets(plan, &rng);
 }

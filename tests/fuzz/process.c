@@ -15,7 +15,6 @@
 
 #include "fuzz.h"
 
-#define FZ_DEPTH	3
 #define NO_TICKET	UINT64_MAX
 
 /* How this process works; its children make their own. */
