@@ -133,10 +133,10 @@ static void fill(struct slot *s, struct rng *rng)
 	/* Page tables are what counts: few of the big ones are full. */
 	size_t step = steps[s->pages > 2000 && !one_in(rng, 4) ?
 			    2 + below(rng, 5) : below(rng, 7)], i;
-	int advice = (int[]){ MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-			      MADV_NORMAL }[below(rng, 3)];
 
-	madvise(s->base, s->pages * AF_PAGE, advice);
+	if (!one_in(rng, 3))
+		madvise(s->base, s->pages * AF_PAGE, one_in(rng, 2) ?
+			MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	for (i = below(rng, step); i < s->pages; i += step)
 		write_page(s, i, BY_LOAD);
 	/* Neighbours differ in a flag that nobody minds: many small VMAs. */

@@ -180,7 +180,7 @@ static void prepare_guest(void)
 
 	if (!getenv("ASYNC_FORK_KERNEL"))
 		return;
-	strcpy(fz->cgroup, "/sys/fs/cgroup/fuzz");
+	snprintf(fz->cgroup, sizeof(fz->cgroup), "/sys/fs/cgroup/fuzz");
 	snprintf(text, sizeof(text), "%d", getpid());
 	if ((mkdir(fz->cgroup, 0755) && errno != EEXIST) ||
 	    af_write_file("/sys/fs/cgroup/fuzz/cgroup.procs", text))
@@ -215,16 +215,35 @@ static uint64_t parse(int argc, char **argv)
 
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		switch (c) {
-		case 's': seed = strtoull(optarg, NULL, 0); break;
-		case 't': options.seconds = strtoul(optarg, NULL, 0); break;
-		case 'r': options.rounds = strtoul(optarg, NULL, 0); break;
-		case 'o': fz->ops = strtoul(optarg, NULL, 0); break;
-		case 'm': options.mode = optarg; break;
-		case 'l': options.limit = strtoul(optarg, NULL, 0); break;
-		case 'p': fz->poison = true; break;
-		case 'v': fz->verbose = true; break;
-		case 'n': _exit(0);
-		default: fputs(usage, stderr); exit(2);
+		case 's':
+			seed = strtoull(optarg, NULL, 0);
+			break;
+		case 't':
+			options.seconds = strtoul(optarg, NULL, 0);
+			break;
+		case 'r':
+			options.rounds = strtoul(optarg, NULL, 0);
+			break;
+		case 'o':
+			fz->ops = strtoul(optarg, NULL, 0);
+			break;
+		case 'm':
+			options.mode = optarg;
+			break;
+		case 'l':
+			options.limit = strtoul(optarg, NULL, 0);
+			break;
+		case 'p':
+			fz->poison = true;
+			break;
+		case 'v':
+			fz->verbose = true;
+			break;
+		case 'n':
+			_exit(0);
+		default:
+			fputs(usage, stderr);
+			exit(2);
 		}
 	}
 	if (optind < argc || (strcmp(options.mode, "async") &&
