@@ -27,6 +27,7 @@ use crate::mm::{self, count, Backoff, Effort, Event, Memcg, Mm};
 use crate::mm_hooks::{Job, ModuleRef, Queue, Retirement, Run};
 use crate::pgtable_copy::{self, Kit, Obstacle, Part, Patience};
 use crate::piece::{Actor, Claim, Piece, Range, Side};
+use crate::sync_proactive::Wait;
 
 /// The most workers a session has; `ASYNC_FORK_MAX_WORKERS` of the patch.
 const MAX_WORKERS: usize = 8;
@@ -207,16 +208,10 @@ impl Session {
         if self.is_poisoned() {
             return false;
         }
-        for slot in 0..self.jobs.len() {
-            self.queue(slot, WORKER_DELAY_MS);
+        for (slot, job) in self.jobs.iter().enumerate() {
+            job.queue(self.clone(), slot, WORKER_DELAY_MS);
         }
         true
-    }
-
-    fn queue(self: &Arc<Self>, slot: usize, delay_ms: u32) {
-        if let Some(job) = self.jobs.get(slot) {
-            job.queue(self.clone(), slot, delay_ms);
-        }
     }
 
     /// Starts the workers now, once.
@@ -422,21 +417,11 @@ impl Session {
     }
 
     /// Copies all that is left, workers helping, and takes the session out of `side`'s mm. May
-    /// sleep.
-    pub(crate) fn drain(self: &Arc<Self>, side: Side) {
+    /// sleep. Fails with `EINTR` when the caller is killed meanwhile and `wait` says so.
+    pub(crate) fn drain(self: &Arc<Self>, side: Side, wait: Wait) -> Result {
         self.kick();
         for piece in self.ranges.iter().flat_map(Range::all) {
-            self.bring(piece, Actor::Side(side));
-            mm::cond_resched();
-        }
-        self.leave(side);
-    }
-
-    /// As [`Session::drain`], but fails with `EINTR` when the caller is killed meanwhile.
-    pub(crate) fn drain_killable(self: &Arc<Self>, side: Side) -> Result {
-        self.kick();
-        for piece in self.ranges.iter().flat_map(Range::all) {
-            if mm::fatal_signal_pending() {
+            if wait == Wait::UntilKilled && mm::fatal_signal_pending() {
                 return Err(EINTR);
             }
             self.bring(piece, Actor::Side(side));
@@ -459,7 +444,10 @@ impl Session {
     pub(crate) fn child_exits(self: &Arc<Self>) {
         self.child_gone.store(true, SeqCst);
         fence(SeqCst);
-        self.wait_for_copiers();
+        for piece in self.ranges.iter().flat_map(Range::all) {
+            piece.wait_while_copying();
+            mm::cond_resched();
+        }
         if self.remaining.load(SeqCst) > 0 && !self.is_poisoned() {
             count(Event::CANCEL);
         }
@@ -506,13 +494,6 @@ impl Session {
                 self.give_up(piece, Actor::Side(Side::Parent), why);
                 backoff.wait();
             }
-            mm::cond_resched();
-        }
-    }
-
-    fn wait_for_copiers(&self) {
-        for piece in self.ranges.iter().flat_map(Range::all) {
-            piece.wait_while_copying();
             mm::cond_resched();
         }
     }
@@ -590,21 +571,20 @@ impl Session {
 
 impl Run for Session {
     fn run(self: Arc<Self>, slot: usize) {
+        let Some(job) = self.jobs.get(slot) else {
+            return;
+        };
         if mm::workers_held() && !self.is_over() {
             if self.remaining.load(SeqCst) > 0 {
-                self.queue(slot, HOLD_POLL_MS);
+                job.queue(self.clone(), slot, HOLD_POLL_MS);
             }
-            return;
-        }
-        if !self.work() {
+        } else if !self.work() {
             let queue = if self.is_over() {
                 Queue::End
             } else {
                 Queue::Copy
             };
-            if let Some(job) = self.jobs.get(slot) {
-                job.kick(self.clone(), slot, queue);
-            }
+            job.kick(self.clone(), slot, queue);
         }
     }
 }

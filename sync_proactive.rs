@@ -118,18 +118,14 @@ pub(crate) fn drain(session: &Arc<Session>, this: &Mm, wait: Wait) -> Result {
     if !session.is_open() {
         return Ok(());
     }
-    match wait {
-        Wait::ToTheEnd => session.drain(side),
-        Wait::UntilKilled => session.drain_killable(side)?,
-    }
-    Ok(())
+    session.drain(side, wait)
 }
 
 /// Prepares for the last user's exec, which drops `this` with locks held that others wait for.
 pub(crate) fn exec(session: &Arc<Session>, this: &Mm) {
     if session.side_of(this) == Side::Parent {
         // `EINTR` of a killed caller is no harm: `exit` does the rest.
-        let _ = session.drain_killable(Side::Parent);
+        let _ = session.drain(Side::Parent, Wait::UntilKilled);
     }
 }
 
@@ -151,7 +147,10 @@ pub(crate) fn exit(session: &Arc<Session>, this: &Mm, exit: Exit) {
                 Exit::OomVictim => session.abandon(Poison::Reaped),
                 // Nobody needs the marks lifted in tables that are about to go.
                 Exit::Normal if session.is_over() => {}
-                Exit::Normal => session.drain(Side::Parent),
+                Exit::Normal => {
+                    // Cannot fail: nothing interrupts it.
+                    let _ = session.drain(Side::Parent, Wait::ToTheEnd);
+                }
             }
             session.parent_exits();
         }
