@@ -16,7 +16,7 @@
 #define LATER	0x112UL
 
 #define PATTERN_FILE	"/proc/sys/kernel/core_pattern"
-#define CORE_FILE	"/tmp/af-core"
+#define CORE_FILE	"/dev/shm/af-core"
 
 FIXTURE(coredump) {
 	struct af af;
