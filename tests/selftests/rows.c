@@ -8,6 +8,7 @@
  * docs/hooks-tests.md lists which row of the design's table stands here.
  */
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <linux/futex.h>
 #include <linux/userfaultfd.h>
 #include <spawn.h>
@@ -430,6 +431,27 @@ static long act_move(const struct af_job *job)
 	return 0;
 }
 
+/* The page is on one of the two nodes: one of two strict bindings must fail. */
+static long act_bind_strict(const struct af_job *job)
+{
+	unsigned long nodes;
+	int refused = 0;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		return CANNOT;
+	for (nodes = 1; nodes <= 2; nodes++) {
+		if (!syscall(SYS_mbind, job->addr, LEN(job), MPOL_BIND, &nodes,
+			     64, MPOL_MF_STRICT))
+			continue;
+		if (errno != EIO)
+			return failed(-1);
+		refused++;
+	}
+	if (syscall(SYS_mbind, job->addr, LEN(job), MPOL_DEFAULT, NULL, 0, 0))
+		return failed(-1);
+	return refused != 1;
+}
+
 static long act_smaps(const struct af_job *job)
 {
 	static const char * const file[] = {
@@ -634,6 +656,7 @@ ROW(pagemap_scan, 0, 1);
 ROW(mincore, 0, 1);
 ROW(where, 0, 1);
 ROW(move, 0, 1);
+ROW(bind_strict, 0, 1);
 
 /* Need nothing. */
 ROW(flags, 0, 0);
