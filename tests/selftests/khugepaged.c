@@ -8,6 +8,7 @@
  * madvise_collapse() and collapse_huge_page().
  */
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include "harness.h"
@@ -54,7 +55,10 @@ FIXTURE_VARIANT_ADD(khugepaged, held_sparse) {
 	.hold = AF_HOLD, .sparse = AF_SPARSE };
 FIXTURE_VARIANT_ADD(khugepaged, race) { .hold = AF_RACE };
 
-/* The daemon sleeps until daemon_runs(). */
+/*
+ * Advice makes the daemon know the process. Then it may not touch it, until
+ * daemon_may(), and only then is there something to make huge.
+ */
 FIXTURE_SETUP(khugepaged)
 {
 	size_t i;
@@ -68,9 +72,12 @@ FIXTURE_SETUP(khugepaged)
 	}
 	ASSERT_EQ(0, af_region_reserve(&self->r, PIECES,
 				       SEED | variant->sparse));
-	af_fill(&self->r, 0, self->r.pages, self->r.seed);
+	/* Advice for a VMA without an anon_vma is not heard. */
+	*(volatile char *)self->r.base = 1;
 	ASSERT_EQ(0, madvise(self->r.base, self->r.pages * AF_PAGE,
 			     MADV_HUGEPAGE));
+	ASSERT_EQ(0, prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
+	af_fill(&self->r, 0, self->r.pages, self->r.seed);
 	AF_SETUP(variant->hold);
 }
 
@@ -83,9 +90,12 @@ FIXTURE_TEARDOWN(khugepaged)
 	AF_FINISH();
 }
 
-static void daemon_runs(void)
+/* Lets the daemon work on the caller's memory, and wakes it. */
+static long daemon_may(const struct af_job *job)
 {
+	(void)job;
 	af_write_file(DAEMON "scan_sleep_millisecs", "0");
+	return prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
 }
 
 static long full_scans(void)
@@ -125,7 +135,8 @@ TEST_F(khugepaged, scans_during_session)
 	long from = full_scans();
 
 	AF_SPAWN(&self->c);
-	daemon_runs();
+	EXPECT_EQ(0, af_call(&self->c, daemon_may));
+	EXPECT_EQ(0, daemon_may(NULL));
 	EXPECT_EQ(0, af_poll(has_scanned, &from, 60));
 	if (self->af.held) {
 		EXPECT_EQ(0, huge_kb(&self->r));
@@ -152,7 +163,8 @@ TEST_F(khugepaged, works_after_session)
 	EXPECT_EQ(0, af_release(&self->af));
 	if (self->af.async)
 		EXPECT_EQ(0, af_settle());
-	daemon_runs();
+	EXPECT_EQ(0, af_call(&self->c, daemon_may));
+	EXPECT_EQ(0, daemon_may(NULL));
 	EXPECT_EQ(0, af_poll(is_huge, &self->r, 60));
 	EXPECT_EQ(0, af_check(&self->r, 0, self->r.pages,
 			      LATER | variant->sparse));
@@ -168,7 +180,7 @@ TEST_F(khugepaged, scans_against_forks)
 	/* No session, if the daemon is so quick that all pieces are huge. */
 	self->af.spare = 12;
 	EXPECT_EQ(0, af_release(&self->af));
-	daemon_runs();
+	EXPECT_EQ(0, daemon_may(NULL));
 	for (i = 0; i < 12; i++) {
 		size_t page = af_piece(i % PIECES);
 		uint64_t seed = LATER + i;
