@@ -177,6 +177,17 @@ int af_reap(struct af_child *c);	/* its wait status */
 #define af_call(c, function, ...) \
 	af_run((c), &(struct af_job){ .fn = (function), ##__VA_ARGS__ })
 
+/*
+ * Allocations that fail on demand; the debug kernel has what it takes.
+ * af_fault_init() comes first, and returns false on a kernel that has not.
+ */
+#define AF_NO_FAULTS	"needs fault injection (debug kernel)"
+bool af_fault_init(void);
+int af_fault_arm(unsigned int nth);
+bool af_fault_disarm(int fd);
+int af_fault_tables(long times);
+void af_fault_tables_end(int fd);
+
 /* Memory that parent, child and grandchild share, all zeroes; never fails. */
 void *af_shared(size_t size);
 

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Allocations that fail on demand, by the kernel's fault injection. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "af.h"
+
+#define SLAB	"/sys/kernel/debug/failslab/"
+#define PAGES	"/sys/kernel/debug/fail_page_alloc/"
+
+static int set_number(const char *path, long number)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%ld", number);
+	return af_write_file(path, text);
+}
+
+/*
+ * Lets allocations that may sleep fail, too, and says nothing about them.
+ * Nothing fails before one of the calls below.
+ */
+bool af_fault_init(void)
+{
+	if (access(SLAB "probability", W_OK) ||
+	    access(PAGES "probability", W_OK) ||
+	    access("/proc/thread-self/fail-nth", W_OK))
+		return false;
+	return !set_number(SLAB "verbose", 0) &&
+	       !set_number(PAGES "verbose", 0) &&
+	       !set_number(SLAB "probability", 0) &&
+	       !set_number(PAGES "probability", 0) &&
+	       !set_number(SLAB "ignore-gfp-wait", 0) &&
+	       !set_number(PAGES "ignore-gfp-wait", 0) &&
+	       !set_number(PAGES "ignore-gfp-highmem", 0) &&
+	       !set_number(PAGES "min-order", 0) &&
+	       !set_number(PAGES "task-filter", 1);
+}
+
+/*
+ * The @nth allocation that the calling thread makes from now on fails. Returns
+ * what af_fault_disarm() wants: a file that is open already.
+ */
+int af_fault_arm(unsigned int nth)
+{
+	int fd = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+
+	if (fd >= 0)
+		dprintf(fd, "%u", nth);
+	return fd;
+}
+
+/* Returns whether that allocation has been made, and has failed. */
+bool af_fault_disarm(int fd)
+{
+	char left[16] = "";
+	bool failed = pread(fd, left, sizeof(left) - 1, 0) > 0 && !atoi(left);
+
+	if (write(fd, "0", 1) != 1)
+		perror("# /proc/thread-self/fail-nth");
+	close(fd);
+	return failed;
+}
+
+/*
+ * The next @times pages that the calling thread allocates for the kernel's own
+ * use, such as page tables, cannot be had; -1: none can. Pages for user memory
+ * are spared. Returns what af_fault_tables_end() wants.
+ */
+int af_fault_tables(long times)
+{
+	int fd;
+
+	if (set_number(PAGES "ignore-gfp-highmem", 1) ||
+	    set_number(PAGES "times", times) ||
+	    set_number(PAGES "probability", 100))
+		return -1;
+	fd = open("/proc/thread-self/make-it-fail", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && write(fd, "1", 1) != 1)
+		perror("# /proc/thread-self/make-it-fail");
+	return fd;
+}
+
+void af_fault_tables_end(int fd)
+{
+	if (write(fd, "0", 1) != 1)
+		perror("# /proc/thread-self/make-it-fail");
+	close(fd);
+	set_number(PAGES "probability", 0);
+	set_number(PAGES "ignore-gfp-highmem", 0);
+}
