@@ -8,9 +8,12 @@
  * lifter that a cancel queues.
  */
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include "harness.h"
 
 #define PIECES	4
@@ -210,6 +213,124 @@ static long do_reap_child(const struct af_job *job)
 }
 
 #define REAP_C() af_call(&self->p, do_reap_child, .first = self->c.pid)
+
+/*
+ * A reader of /proc/PID/mem that the kernel keeps waiting, with a reference to
+ * the address space, as the buffer it reads to is a page that this process
+ * hands out itself.
+ */
+struct reader {
+	pid_t pid;
+	char *from;		/* there */
+	char *to;		/* here */
+	int uffd;
+	ssize_t got;
+	pthread_t thread;
+};
+
+static void *read_mem(void *arg)
+{
+	struct reader *reader = arg;
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", reader->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	reader->got = pread(fd, reader->to, AF_PAGE, (uintptr_t)reader->from);
+	close(fd);
+	return NULL;
+}
+
+/* Starts the reader and waits until it waits. */
+static int reader_start(struct reader *reader, pid_t pid, char *from)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffd_msg msg;
+
+	reader->pid = pid;
+	reader->from = from;
+	reader->to = mmap(NULL, AF_PAGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	reader->uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (reader->uffd < 0 || ioctl(reader->uffd, UFFDIO_API, &api))
+		return AF_SKIPPED;
+	reg.range.start = (uintptr_t)reader->to;
+	reg.range.len = AF_PAGE;
+	if (ioctl(reader->uffd, UFFDIO_REGISTER, &reg) ||
+	    pthread_create(&reader->thread, NULL, read_mem, reader))
+		return -1;
+	return read(reader->uffd, &msg, sizeof(msg)) == sizeof(msg) ? 0 : -1;
+}
+
+/* Lets it go on; returns what it read. */
+static ssize_t reader_end(struct reader *reader)
+{
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)reader->to, AF_PAGE } };
+
+	if (ioctl(reader->uffd, UFFDIO_ZEROPAGE, &zero))
+		return -1;
+	pthread_join(reader->thread, NULL);
+	close(reader->uffd);
+	return reader->got;
+}
+
+/*
+ * P is dead and reaped, its memory is not: C still copies from it. The reader
+ * then drops the last reference, and with it what C still needs (section 9,
+ * item 18).
+ */
+TEST_F(end, parent_is_outlived_by_a_reader)
+{
+	struct reader reader;
+	size_t at = af_piece(1) + 3;
+	int ret = reader_start(&reader, self->p.pid, af_page(&self->r, at));
+
+	if (ret == AF_SKIPPED)
+		SKIP(goto out, "no userfaultfd");
+	ASSERT_EQ(0, ret);
+	EXPECT_EQ(SIGKILL, af_kill(&self->p));
+	EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0, af_piece(2),
+				    self->r.seed));
+	if (self->af.held)
+		EXPECT_EQ(0, af_delta(&self->af, AF_END));
+	EXPECT_EQ((ssize_t)AF_PAGE, reader_end(&reader));
+	EXPECT_EQ(0, af_check_at(reader.to, at, 1, self->r.seed));
+	CHILD_IS_RIGHT();
+	return;
+out:
+	af_kill(&self->p);
+	af_kill(&self->c);
+}
+
+/* The other way round: the cancel comes with the reader's last reference. */
+TEST_F(end, child_is_outlived_by_a_reader)
+{
+	struct reader reader;
+	size_t at = af_piece(1) + 3;
+	int ret = reader_start(&reader, self->c.pid, af_page(&self->r, at));
+
+	if (ret == AF_SKIPPED)
+		SKIP(goto out, "no userfaultfd");
+	ASSERT_EQ(0, ret);
+	kill(self->c.pid, SIGKILL);
+	EXPECT_EQ(SIGKILL, REAP_C());
+	EXPECT_EQ(0, af_child_fill(&self->p, &self->r, 0, af_piece(1), LATER));
+	if (self->af.held)
+		EXPECT_EQ(0, af_delta(&self->af, AF_CANCEL));
+	EXPECT_EQ((ssize_t)AF_PAGE, reader_end(&reader));
+	EXPECT_EQ(0, af_check_at(reader.to, at, 1, self->r.seed));
+	if (self->af.held)
+		EXPECT_EQ(1, af_delta(&self->af, AF_CANCEL));
+	EXPECT_EQ(0, af_child_fill(&self->p, &self->r, 0, self->r.pages,
+				   self->r.seed));
+	PARENT_IS_RIGHT();
+	return;
+out:
+	af_kill(&self->p);
+	af_kill(&self->c);
+}
 
 TEST_F(end, child_exits)
 {

@@ -274,4 +274,86 @@ TEST_F(unmap_cost, child_discards_whole_pieces)
 	AF_EXIT_OK(&c);
 }
 
+/*
+ * DESIGN.md section 9, item 14: a child throws two GiB away while the workers
+ * copy them. One page in each piece is there.
+ */
+#define HUGE_PIECES	1024UL
+
+FIXTURE(unmap_huge) {
+	struct af af;
+	struct af_region r;
+	struct af_child c;
+};
+
+FIXTURE_SETUP(unmap_huge)
+{
+	ASSERT_EQ(0, af_region_reserve(&self->r, HUGE_PIECES, 0x9e | AF_SPARSE));
+	af_fill(&self->r, 0, self->r.pages, self->r.seed);
+	AF_SETUP(AF_HOLD);
+}
+
+FIXTURE_TEARDOWN(unmap_huge)
+{
+	AF_FINISH();
+}
+
+static long do_munmap_all(const struct af_job *job)
+{
+	return munmap(job->addr, job->pages * AF_PAGE) ? -errno : 0;
+}
+
+static long do_dontneed_all(const struct af_job *job)
+{
+	if (madvise(job->addr, job->pages * AF_PAGE, MADV_DONTNEED))
+		return -errno;
+	return af_check_zero(job->addr, AF_PIECE_PAGES);
+}
+
+/* From both ends towards the middle, where the workers are by then. */
+static long do_munmap_parts(const struct af_job *job)
+{
+	size_t part = job->pages / 8 * AF_PAGE, len = job->pages * AF_PAGE;
+	char *p = job->addr;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		if (munmap(p + i * part, part) ||
+		    munmap(p + len - (i + 1) * part, part))
+			return -errno;
+	return 0;
+}
+
+TEST_F(unmap_huge, child_against_workers)
+{
+	static long (* const how[])(const struct af_job *job) = {
+		do_munmap_all, do_munmap_parts, do_dontneed_all, do_munmap_all,
+	};
+	size_t i, pages = HUGE_PIECES * AF_PIECE_PAGES;
+	int round;
+
+	for (round = 0; round < 4; round++) {
+		if (round)
+			af_write_file(AF_HOLD_FILE, self->af.held ? "1" : "0");
+		AF_SPAWN(&self->c);
+		/* In the last round the child is first. */
+		if (self->af.held && round < 3)
+			af_write_file(AF_HOLD_FILE, "0");
+		EXPECT_EQ(0, af_call(&self->c, how[round],
+				     .addr = af_page(&self->r, af_piece(0)),
+				     .pages = pages));
+		EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0, 1,
+					    self->r.seed));
+		AF_EXIT_OK(&self->c);
+		for (i = 0; i < HUGE_PIECES; i++)
+			ASSERT_EQ(0, af_check(&self->r, i * AF_PIECE_PAGES, 1,
+					      self->r.seed));
+	}
+	if (self->af.async)
+		TH_LOG("pieces: %ld by workers, %ld lifted, %ld by the child",
+		       af_delta(&self->af, AF_PIECE_WORKER),
+		       af_delta(&self->af, AF_PIECE_LIFTED),
+		       af_delta(&self->af, AF_PIECE_CHILD));
+}
+
 TEST_HARNESS_MAIN
