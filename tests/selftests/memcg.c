@@ -5,6 +5,8 @@
  * zeroes where it lost memory.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,6 +58,12 @@ FIXTURE_SETUP(memcg)
 	ASSERT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
 	AF_REGION(&self->r, PIECES, AF_ZERO, 0x3e3c);
 	ASSERT_EQ(0, pipe(self->pipe));
+	/*
+	 * Workers that run may pass the new limit while it is being set, for
+	 * which somebody must die. With the workers held the parent takes part.
+	 */
+	if (!self->af.held)
+		ASSERT_EQ(0, af_write_file("/proc/self/oom_score_adj", "-1000"));
 }
 
 FIXTURE_TEARDOWN(memcg)
@@ -177,6 +185,113 @@ TEST_F(memcg, parent_forks_at_the_limit)
 		EXPECT_EQ(ENOMEM, errno);
 	}
 	EXPECT_EQ(0, af_check_all(&self->r));
+}
+
+/* Whatever the limit, a child that lives reads what is right. */
+TEST_F(memcg, child_reads_at_any_limit)
+{
+	long poisoned = 0, seen;
+	int kib;
+
+	self->af.allow |= AF_ALLOW(AF_POISON);
+	for (kib = 0; kib <= 900; kib += 100) {
+		if (self->af.held)
+			ASSERT_EQ(0, af_write_file(AF_HOLD_FILE, "1"));
+		AF_SPAWN(&self->c);
+		ASSERT_EQ(0, af_call(&self->c, volunteer));
+		ASSERT_EQ(0, tighten((long)kib << 10));
+		seen = af_child_check_all(&self->c, &self->r);
+		ASSERT_EQ(0, loosen());
+		if (seen == AF_GONE) {
+			poisoned++;
+			EXPECT_EQ(SIGKILL, WTERMSIG(af_reap(&self->c)));
+		} else {
+			EXPECT_EQ(0, seen);
+			AF_EXIT_OK(&self->c);
+		}
+		EXPECT_EQ(0, af_check(&self->r, af_piece(1), AF_PIECE_PAGES,
+				      self->r.seed));
+	}
+	if (self->af.async)
+		EXPECT_LE(af_delta(&self->af, AF_POISON), poisoned);
+	TH_LOG("%ld of 10 children were killed", poisoned);
+}
+
+/* A file that can be read for long and whose cache is easy to reclaim. */
+static int open_swap_device(void)
+{
+	char text[256], *at, *end;
+
+	if (!af_have_swap() || af_read_file("/proc/swaps", text, sizeof(text)))
+		return -1;
+	at = strchr(text, '\n') + 1;
+	end = strpbrk(at, " \t");
+	if (end)
+		*end = 0;
+	return open(at, O_RDONLY | O_CLOEXEC);
+}
+
+struct presser {
+	int fd;
+	volatile bool stop;
+	pthread_t thread;
+};
+
+/* Keeps the group at its limit with page cache. */
+static void *press(void *arg)
+{
+	struct presser *p = arg;
+	static char buf[64 << 10];
+	off_t at;
+
+	for (at = 0; !p->stop; at = (at + sizeof(buf)) & ((128 << 20) - 1))
+		if (pread(p->fd, buf, sizeof(buf), at) <= 0)
+			return (void *)1;
+	return NULL;
+}
+
+static bool is_at_the_limit(void *unused)
+{
+	char text[512], *at;
+
+	(void)unused;
+	if (af_read_file(GROUP "/memory.events", text, sizeof(text)))
+		return false;
+	at = strstr(text, "\nmax ");
+	return at && atol(at + 5) > 3;
+}
+
+/*
+ * DESIGN.md section 9, item 17: a group that is full of page cache has memory
+ * for a child's tables, if one asks for it twice.
+ */
+TEST_F(memcg, fork_under_page_cache_pressure)
+{
+	struct presser p = { .fd = open_swap_device() };
+	void *failed = NULL;
+	int round;
+
+	if (p.fd < 0)
+		SKIP(return, "no swap device (scripts/vm --swap)");
+	ASSERT_EQ(0, tighten(24 << 20));
+	ASSERT_EQ(0, pthread_create(&p.thread, NULL, press, &p));
+	EXPECT_EQ(0, af_poll(is_at_the_limit, NULL, 60));
+	for (round = 0; round < 3; round++) {
+		if (self->af.held)
+			af_write_file(AF_HOLD_FILE, round == 1 ? "0" : "1");
+		AF_SPAWN(&self->c);
+		if (round == 2)
+			af_fill(&self->r, af_piece(0), PIECES / 2 *
+				AF_PIECE_PAGES, self->r.seed);
+		EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
+		AF_EXIT_OK(&self->c);
+	}
+	p.stop = true;
+	pthread_join(p.thread, &failed);
+	EXPECT_EQ(NULL, failed);
+	close(p.fd);
+	EXPECT_EQ(0, af_check_all(&self->r));
+	EXPECT_EQ(0, af_delta(&self->af, AF_POISON));
 }
 
 TEST_HARNESS_MAIN
