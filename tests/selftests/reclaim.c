@@ -9,7 +9,9 @@
  * migration need no hook.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include "harness.h"
@@ -344,6 +346,65 @@ TEST_F(reclaim, lazyfree_before_fork)
 	EXPECT_EQ(0, af_run(&self->c, &job));
 	EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0, AF_HEAD, SEED));
 	AF_EXIT_OK(&self->c);
+}
+
+#define ROOT	"/sys/fs/cgroup"
+#define GROUP	ROOT "/af-reclaim"
+
+/* Moves pages to and fro and reclaims them, until told to stop. */
+static void *pull_at_pages(void *stop)
+{
+	int i;
+
+	for (i = 0; !*(volatile bool *)stop; i++) {
+		migrate(0, i % 2, i % 2 ? 0 : 1);
+		af_write_file(GROUP "/memory.reclaim", "1M");
+	}
+	return NULL;
+}
+
+/*
+ * The same, all at once, through several sessions: copies that meet a page in
+ * migration stop in the middle of a large folio, and are run again.
+ */
+TEST_F(reclaim, lazyfree_pulled_at)
+{
+	struct af_job job = { .fn = do_check_free, .first = af_piece(0),
+			      .addr = af_page(&self->r, af_piece(0)),
+			      .pages = 2 * AF_PIECE_PAGES };
+	size_t tail = af_piece(2);
+	volatile bool stop = false;
+	pthread_t thread;
+	int round;
+
+	af_write_file(ROOT "/cgroup.subtree_control", "+memory");
+	if (!two_nodes() || mkdir(GROUP, 0755))
+		SKIP(return, "needs two nodes (scripts/vm --numa) and cgroup v2");
+	EXPECT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, pull_at_pages,
+				    (void *)&stop));
+	for (round = 0; round < 5; round++) {
+		af_fill(&self->r, af_piece(0), job.pages, SEED);
+		EXPECT_EQ(0, madvise(job.addr, job.pages * AF_PAGE, MADV_FREE));
+		AF_SPAWN(&self->c);
+		if (self->af.held)
+			af_write_file(AF_HOLD_FILE, round % 2 ? "1" : "0");
+		EXPECT_EQ(0, do_check_free(&job));
+		EXPECT_EQ(0, af_run(&self->c, &job));
+		af_fill(&self->r, tail, 200, LATER + round);
+		EXPECT_EQ(0, af_child_check(&self->c, &self->r, tail + 200,
+					    self->r.pages - tail - 200, SEED));
+		EXPECT_EQ(0, af_child_check(&self->c, &self->r, tail, 200,
+					    round ? LATER + round - 1 : SEED));
+		AF_EXIT_OK(&self->c);
+	}
+	stop = true;
+	pthread_join(thread, NULL);
+	if (self->af.async)
+		TH_LOG("%ld waits for a migration",
+		       af_delta(&self->af, AF_WAIT_MIGRATION));
+	EXPECT_EQ(0, af_write_file(ROOT "/cgroup.procs", "0"));
+	EXPECT_EQ(0, rmdir(GROUP));
 }
 
 #define KSM "/sys/kernel/mm/ksm/"
