@@ -328,7 +328,7 @@ TEST_F(poisoned, touches_a_hole)
 }
 
 #define CORE_PATTERN	"/proc/sys/kernel/core_pattern"
-#define CORE		"/tmp/af-poison-core"
+#define CORE		P_tmpdir "/af-poison-core"
 
 /* How many pages of the region the core file has, -1 if one is wrong. */
 static long check_core(int fd, const struct af_region *r)
