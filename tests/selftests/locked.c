@@ -18,8 +18,8 @@
 #define KPF_MLOCKED	33
 
 /*
- * The kernel's count may be too low by what lies in another CPU's batches when
- * it is taken, see mm/mlock.c; a missing hook costs whole tables.
+ * The kernel's count may be off, either way, by what lies in another CPU's
+ * batches when it is taken, see mm/mlock.c; a missing hook costs whole tables.
  */
 #define SLACK	128
 
@@ -104,7 +104,7 @@ FIXTURE_TEARDOWN(locked)
 TEST_F(locked, child_unlocks_its_own)
 {
 	ASSERT_EQ(0, do_mlock(JOB(NULL)));
-	ASSERT_EQ(ALL, locked_pages(&self->r));
+	ASSERT_GE(locked_pages(&self->r), ALL - SLACK);
 	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, af_run(&self->c, JOB(do_mlock_onfault)));
 	if (self->af.held)
@@ -139,13 +139,13 @@ TEST_F(locked, both_lock)
 		EXPECT_EQ(PIECES, af_delta(&self->af, AF_PIECE_PARENT));
 	EXPECT_EQ(0, af_run(&self->c, JOB(do_mlock)));
 	af_fill(&self->r, 0, self->r.pages, LATER);
-	EXPECT_EQ(ALL, locked_pages(&self->r));
-	EXPECT_EQ(ALL, CHILD_LOCKED());
+	EXPECT_GE(locked_pages(&self->r), ALL - SLACK);
+	EXPECT_GE(CHILD_LOCKED(), ALL - SLACK);
 	EXPECT_EQ(0, do_munlock(JOB(NULL)));
-	EXPECT_EQ(0, locked_pages(&self->r));
+	EXPECT_LE(locked_pages(&self->r), SLACK);
 	EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
 	EXPECT_EQ(0, af_run(&self->c, JOB(do_munlock)));
-	EXPECT_EQ(0, CHILD_LOCKED());
+	EXPECT_LE(CHILD_LOCKED(), SLACK);
 }
 
 /* The parent unlocks what the child has not got yet. */
@@ -154,11 +154,11 @@ TEST_F(locked, parent_unlocks)
 	ASSERT_EQ(0, do_mlock(JOB(NULL)));
 	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, do_munlock(JOB(NULL)));
-	EXPECT_EQ(0, locked_pages(&self->r));
+	EXPECT_LE(locked_pages(&self->r), SLACK);
 	EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
-	EXPECT_EQ(0, CHILD_LOCKED());
+	EXPECT_LE(CHILD_LOCKED(), SLACK);
 	EXPECT_EQ(0, af_run(&self->c, JOB(do_mlock)));
-	EXPECT_EQ(ALL, CHILD_LOCKED());
+	EXPECT_GE(CHILD_LOCKED(), ALL - SLACK);
 }
 
 TEST_HARNESS_MAIN
