@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help kernel modules run test fuzz lint lint-series clean
+.PHONY: help kernel modules run test mutants fuzz lint lint-series clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -25,6 +25,10 @@ run: ## Redis snapshots by plain fork and by async fork, side by side (SIZE=1G)
 test: ## all tests on the release and the debug kernel
 	scripts/setup
 	scripts/test
+
+mutants: ## break the code in recorded ways and see the tests notice (40 min)
+	scripts/setup
+	scripts/mutants
 
 # bash would take SECONDS from its environment for the time that it runs.
 unexport SECONDS
