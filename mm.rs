@@ -496,7 +496,8 @@ pub(crate) fn zeroed_bytes(n: usize) -> Result<KVVec<AtomicU8>> {
     Ok(bytes)
 }
 
-/// How hard an allocation tries. None invokes the OOM killer.
+/// How hard an allocation tries. None invokes the OOM killer; but kernels that debug spinlocks
+/// allocate the lock of a PTE table with `GFP_KERNEL`, whatever the flags.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Effort {
     /// Takes what is free: neither reclaims, nor is throttled above `memory.high`.

@@ -389,7 +389,8 @@ impl Queues {
 
 /// What a [`Job`] runs.
 pub(crate) trait Run: Send + Sync + 'static {
-    /// Runs on one of the module's workqueues, in process context. `slot` tells jobs of one object apart.
+    /// Runs on one of the module's workqueues, in process context. `slot` tells jobs of one object
+    /// apart.
     fn run(self: Arc<Self>, slot: usize);
 }
 

@@ -220,21 +220,22 @@ impl Session {
             for (slot, job) in self.jobs.iter().enumerate() {
                 job.kick(self.clone(), slot, Queue::Copy);
             }
+            self.kick_lifter();
         }
     }
 
     /// Tells that the child needs a piece. The second time starts the workers: the first may be the
     /// kernel's write to the stack of a thread that forked and is about to exec.
     pub(crate) fn child_pulls(self: &Arc<Self>) {
-        if self.pulls.fetch_add(1, Relaxed) > 0 {
+        if self.pulls.load(Relaxed) > 0 || self.pulls.fetch_add(1, Relaxed) > 0 {
             self.kick();
         }
     }
 
-    /// Starts one worker now, to lift the marks; also when none was ever started. It does not queue
-    /// up behind the copying of others.
+    /// Starts one worker now to lift the marks, if copying is over; also when none was ever started.
+    /// It does not queue up behind the copying of others, so call this after a kick for that.
     fn kick_lifter(self: &Arc<Self>) {
-        if self.remaining.load(SeqCst) > 0 {
+        if self.is_over() && self.remaining.load(SeqCst) > 0 {
             if let Some(job) = self.jobs.first() {
                 job.kick(self.clone(), 0, Queue::End);
             }
@@ -442,17 +443,22 @@ impl Session {
     /// Ends the child's part as its address space is about to go: stops the copying and waits for
     /// copiers inside.
     pub(crate) fn child_exits(self: &Arc<Self>) {
-        self.child_gone.store(true, SeqCst);
+        let first = !self.child_gone.swap(true, SeqCst);
         fence(SeqCst);
         for piece in self.ranges.iter().flat_map(Range::all) {
             piece.wait_while_copying();
             mm::cond_resched();
         }
-        if self.remaining.load(SeqCst) > 0 && !self.is_poisoned() {
+        if first && self.is_cancelled() {
             count(Event::CANCEL);
         }
         self.detach(Side::Child);
         self.kick_lifter();
+    }
+
+    /// Returns whether a child that goes leaves something uncopied, which it did not lose before.
+    fn is_cancelled(&self) -> bool {
+        self.remaining.load(SeqCst) > 0 && !self.is_poisoned()
     }
 
     /// Ends the parent's part as its address space is about to go: no lifter may walk its tables
@@ -477,7 +483,7 @@ impl Session {
     /// Gives up the child's part as the OOM reaper is about to unmap it, without allocating. Nobody
     /// reads its holes: it is being killed, and its faults fail.
     pub(crate) fn child_is_reaped(&self) {
-        if !self.child_gone.swap(true, SeqCst) && self.remaining.load(SeqCst) > 0 {
+        if !self.child_gone.swap(true, SeqCst) && self.is_cancelled() {
             count(Event::CANCEL);
         }
         for piece in self.ranges.iter().flat_map(Range::all) {
@@ -579,12 +585,8 @@ impl Run for Session {
                 job.queue(self.clone(), slot, HOLD_POLL_MS);
             }
         } else if !self.work() {
-            let queue = if self.is_over() {
-                Queue::End
-            } else {
-                Queue::Copy
-            };
-            job.kick(self.clone(), slot, queue);
+            job.kick(self.clone(), slot, Queue::Copy);
+            self.kick_lifter();
         }
     }
 }
