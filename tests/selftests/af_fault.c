@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/rseq.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "af.h"
@@ -21,11 +23,28 @@ static int set_number(const char *path, long number)
 }
 
 /*
+ * On its way back to user space the kernel writes to a thread's rseq area, if
+ * the thread was preempted. Should that be a copy-on-write fault, and its
+ * allocation be the one that fails, then it sends SIGSEGV, whoever forked how.
+ * The area's length is the C library's business: 32 bytes, or what it says.
+ */
+static void forget_rseq(void)
+{
+	void *area = (char *)__builtin_thread_pointer() + __rseq_offset;
+
+	if (__rseq_size && syscall(SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER,
+				   RSEQ_SIG))
+		syscall(SYS_rseq, area, __rseq_size, RSEQ_FLAG_UNREGISTER,
+			RSEQ_SIG);
+}
+
+/*
  * Lets allocations that may sleep fail, too, and says nothing about them.
  * Nothing fails before one of the calls below.
  */
 bool af_fault_init(void)
 {
+	forget_rseq();
 	if (access(SLAB "probability", W_OK) ||
 	    access(PAGES "probability", W_OK) ||
 	    access("/proc/thread-self/fail-nth", W_OK))

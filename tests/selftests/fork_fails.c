@@ -72,18 +72,6 @@ out:
 }
 
 #define FAIL_NTH	"/proc/thread-self/fail-nth"
-#define SLAB		"/sys/kernel/debug/failslab/"
-#define PAGES		"/sys/kernel/debug/fail_page_alloc/"
-
-/* Fails silently, and allocations that may sleep, too. */
-static int aim(void)
-{
-	return af_write_file(SLAB "verbose", "0") ||
-	       af_write_file(SLAB "ignore-gfp-wait", "N") ||
-	       af_write_file(PAGES "verbose", "0") ||
-	       af_write_file(PAGES "ignore-gfp-wait", "N") ||
-	       af_write_file(PAGES "min-order", "0");
-}
 
 /*
  * Forks with the @nth allocation failing. Returns the child or -1, and in *hit
@@ -138,7 +126,7 @@ TEST_F(fork_fails, at_every_allocation)
 	int nth, failed = 0, status;
 	bool hit = true;
 
-	if (fd < 0 || aim())
+	if (fd < 0 || !af_fault_init())
 		SKIP(return, "needs fault injection (debug kernel)");
 	self->af.spare = MOST_ALLOCATIONS;
 	self->af.allow |= AF_ALLOW(AF_FB_NOMEM);
