@@ -26,7 +26,7 @@ test: ## all tests on the release and the debug kernel
 	scripts/setup
 	scripts/test
 
-mutants: ## break the code in recorded ways and see the tests notice (40 min)
+mutants: ## break the code in recorded ways and see the tests notice (about an hour)
 	scripts/setup
 	scripts/mutants
 

@@ -128,6 +128,7 @@ uint64_t af_value(uint64_t seed, size_t page);
 void af_fill_at(void *addr, size_t first, size_t pages, uint64_t seed);
 long af_check_at(const void *addr, size_t first, size_t pages, uint64_t seed);
 long af_check_zero(const void *addr, size_t pages);
+long af_check_lazy(const void *addr, size_t first, size_t pages, uint64_t seed);
 
 static inline void af_fill(const struct af_region *r, size_t first,
 			   size_t pages, uint64_t seed)

@@ -271,3 +271,18 @@ void *af_shared(size_t size)
 	}
 	return p;
 }
+
+/* Pages that MADV_FREE gave up hold the pattern or zeroes. */
+long af_check_lazy(const void *addr, size_t first, size_t pages, uint64_t seed)
+{
+	long wrong = 0;
+	size_t i;
+
+	for (i = 0; i < pages; i++) {
+		const char *page = (const char *)addr + i * AF_PAGE;
+		uint64_t v = *(const volatile uint64_t *)page;
+
+		wrong += v && v != af_value(seed, first + i);
+	}
+	return wrong;
+}

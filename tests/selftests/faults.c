@@ -505,15 +505,7 @@ FIXTURE_TEARDOWN(crowd)
 
 static long do_check_lazy(const struct af_job *job)
 {
-	long wrong = 0;
-	size_t i;
-
-	for (i = 0; i < job->pages; i++) {
-		uint64_t v = *(volatile uint64_t *)(job->addr + i * AF_PAGE);
-
-		wrong += v && v != af_value(SEED, job->first + i);
-	}
-	return wrong;
+	return af_check_lazy(job->addr, job->first, job->pages, SEED);
 }
 
 #define LAZY_PAGES	200UL

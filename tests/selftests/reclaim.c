@@ -313,15 +313,7 @@ TEST_F(reclaim, thp_split)
 /* Pages of a MADV_FREE'd range hold their pattern or zeroes. */
 static long do_check_free(const struct af_job *job)
 {
-	long wrong = 0;
-	size_t i;
-
-	for (i = 0; i < job->pages; i++) {
-		uint64_t v = *(volatile uint64_t *)(job->addr + i * AF_PAGE);
-
-		wrong += v && v != af_value(SEED, job->first + i);
-	}
-	return wrong;
+	return af_check_lazy(job->addr, job->first, job->pages, SEED);
 }
 
 /*
