@@ -107,6 +107,7 @@ int af_region_pageout(struct af_region *r);
 void af_region_free(struct af_region *r);
 const char *af_skip_reason(void);
 long af_smaps_kb(const void *addr, const char *field);
+const char *af_swap_device(void);
 bool af_have_swap(void);
 
 static inline char *af_page(const struct af_region *r, size_t page)
@@ -187,7 +188,8 @@ bool af_fault_init(void);
 int af_fault_arm(unsigned int nth);
 bool af_fault_disarm(int fd);
 int af_fault_tables(long times);
-void af_fault_tables_end(int fd);
+int af_fault_atomic(void);
+void af_fault_pages_end(int fd);
 
 /* Memory that parent, child and grandchild share, all zeroes; never fails. */
 void *af_shared(size_t size);

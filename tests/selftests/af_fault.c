@@ -85,17 +85,12 @@ bool af_fault_disarm(int fd)
 	return failed;
 }
 
-/*
- * The next @times pages that the calling thread allocates for the kernel's own
- * use, such as page tables, cannot be had; -1: none can. Pages for user memory
- * are spared. Returns what af_fault_tables_end() wants.
- */
-int af_fault_tables(long times)
+/* The same as below, but for the allocations that @spared names. */
+static int fault_pages(const char *spared, long times)
 {
 	int fd;
 
-	if (set_number(PAGES "ignore-gfp-highmem", 1) ||
-	    set_number(PAGES "times", times) ||
+	if (set_number(spared, 1) || set_number(PAGES "times", times) ||
 	    set_number(PAGES "probability", 100))
 		return -1;
 	fd = open("/proc/thread-self/make-it-fail", O_WRONLY | O_CLOEXEC);
@@ -104,11 +99,28 @@ int af_fault_tables(long times)
 	return fd;
 }
 
-void af_fault_tables_end(int fd)
+/*
+ * The next @times pages that the calling thread allocates for the kernel's own
+ * use, such as page tables, cannot be had; -1: none can. Pages for user memory
+ * are spared. Returns what af_fault_pages_end() wants.
+ */
+int af_fault_tables(long times)
+{
+	return fault_pages(PAGES "ignore-gfp-highmem", times);
+}
+
+/* The same for all pages that the thread must have without a sleep. */
+int af_fault_atomic(void)
+{
+	return fault_pages(PAGES "ignore-gfp-wait", -1);
+}
+
+void af_fault_pages_end(int fd)
 {
 	if (write(fd, "0", 1) != 1)
 		perror("# /proc/thread-self/make-it-fail");
 	close(fd);
 	set_number(PAGES "probability", 0);
 	set_number(PAGES "ignore-gfp-highmem", 0);
+	set_number(PAGES "ignore-gfp-wait", 0);
 }

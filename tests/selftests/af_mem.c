@@ -121,15 +121,24 @@ long af_smaps_kb(const void *addr, const char *field)
 	return kb;
 }
 
-bool af_have_swap(void)
+/* The path of the first swap device, or NULL. */
+const char *af_swap_device(void)
 {
-	char text[4096];
+	static char text[4096];
 	char *newline;
 
 	if (af_read_file("/proc/swaps", text, sizeof(text)))
-		return false;
+		return NULL;
 	newline = strchr(text, '\n');
-	return newline && newline[1];
+	if (!newline || !newline[1])
+		return NULL;
+	newline[1 + strcspn(newline + 1, " \t")] = '\0';
+	return newline + 1;
+}
+
+bool af_have_swap(void)
+{
+	return af_swap_device();
 }
 
 /*

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "harness.h"
@@ -335,7 +336,7 @@ static long run_trial(void)
 	} else {
 		fd = af_fault_tables(trial.tables);
 		ret = trial.op();
-		af_fault_tables_end(fd);
+		af_fault_pages_end(fd);
 	}
 	if (ret && ret != -ENOMEM && ret != -ENOSPC) {
 		fprintf(stderr, "# the call returned %ld\n", ret);
@@ -480,9 +481,10 @@ TEST_F(call, no_tables_to_be_had)
 }
 
 /*
- * A swap entry that more processes share than its count can say: the copy
- * stops in the middle, makes room and is run again. The folios that it has
- * copied by then are large, and lazily free (DESIGN.md section 9, item 16).
+ * A swap entry that more processes share than its count can say: the copy makes
+ * room. If that takes a sleep it stops in the middle and is run again; so here
+ * nothing can be had without one. The folios that it has copied by then are
+ * large, and lazily free (DESIGN.md section 9, item 16).
  */
 #define CROWD	70
 
@@ -508,22 +510,42 @@ static long do_check_lazy(const struct af_job *job)
 	return af_check_lazy(job->addr, job->first, job->pages, SEED);
 }
 
+/* Whatever changes rights copies the piece first. */
+static int copy_without_room(struct af_region *r, bool faults)
+{
+	char *page = af_page(r, af_piece(0));
+	int fd = faults ? af_fault_atomic() : -1, ret;
+
+	ret = mprotect(page, AF_PAGE, PROT_READ) ||
+	      mprotect(page, AF_PAGE, PROT_READ | PROT_WRITE);
+	if (faults)
+		af_fault_pages_end(fd);
+	return ret;
+}
+
 #define LAZY_PAGES	200UL
 #define SWAPPED_PAGES	(AF_PIECE_PAGES - LAZY_PAGES)
 
 TEST_F(crowd, shares_swap_entries)
 {
 	size_t lazy = af_piece(0), swapped = lazy + LAZY_PAGES;
+	const char *device = af_swap_device();
+	const bool faults = af_fault_init();
 	int i;
 
-	if (!af_have_swap())
+	if (!device)
 		SKIP(return, "no swap device (scripts/vm --swap)");
+	/* Room for counts that was made before would still be there. */
+	ASSERT_EQ(0, swapoff(device));
+	ASSERT_EQ(0, swapon(device, 0));
 	ASSERT_EQ(0, madvise(af_page(&self->r, swapped),
 			     SWAPPED_PAGES * AF_PAGE, MADV_PAGEOUT));
 	ASSERT_EQ(0, madvise(af_page(&self->r, lazy), LAZY_PAGES * AF_PAGE,
 			     MADV_FREE));
-	for (i = 0; i < CROWD; i++)
+	for (i = 0; i < CROWD; i++) {
 		AF_SPAWN(&self->c[i]);
+		ASSERT_EQ(0, copy_without_room(&self->r, faults));
+	}
 	ASSERT_EQ(0, af_release(&self->af));
 	for (i = 0; i < CROWD; i++) {
 		EXPECT_EQ(0, af_child_check(&self->c[i], &self->r, swapped,

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <spawn.h>
+#include <stdlib.h>
 #include "harness.h"
 
 #define PIECES	4
@@ -54,6 +55,39 @@ TEST_F(again, parent_forks_midway)
 	EXPECT_EQ(0, af_child_check_all(&first, &self->r));
 	EXPECT_EQ(0, af_check(&self->r, page, 1, LATER + 1));
 	AF_EXIT_OK(&first);
+	AF_EXIT_OK(&second);
+}
+
+/* Every session is freed, not just over: its module is free to go. */
+static bool are_freed(void *unused)
+{
+	char text[16];
+
+	(void)unused;
+	return !af_read_file("/sys/module/async_fork/refcnt", text,
+			     sizeof(text)) && !atoi(text);
+}
+
+/*
+ * A fork from within a session, which is a plain one: the new mm is a copy of
+ * the parent's, but for the pointer.
+ */
+TEST_F(again, plain_fork_follows)
+{
+	struct af_child first, second;
+
+	self->af.allow |= AF_ALLOW(AF_FB_OFF);
+	AF_SPAWN(&first);
+	if (self->af.async)
+		ASSERT_EQ(0, af_write_file(AF_MODE_FILE, "0"));
+	ASSERT_EQ(0, af_spawn_other(&second));
+	AF_EXIT_OK(&first);
+	if (self->af.async)
+		EXPECT_EQ(0, af_poll(are_freed, NULL, 60));
+	EXPECT_EQ(0, af_child_fill(&second, &self->r, 0, self->r.pages, LATER));
+	EXPECT_EQ(0, af_check_all(&self->r));
+	EXPECT_EQ(0, af_child_check(&second, &self->r, 0, self->r.pages,
+				    LATER));
 	AF_EXIT_OK(&second);
 }
 

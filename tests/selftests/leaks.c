@@ -242,7 +242,7 @@ TEST_F(leaks, poisoned)
 		EXPECT_EQ(0, af_run(&self->c, &CHECK_PIECES(90)));
 		fd = af_fault_tables(-1);
 		af_fill(&self->r, 0, self->r.pages, self->r.seed);
-		af_fault_tables_end(fd);
+		af_fault_pages_end(fd);
 		EXPECT_EQ(self->af.held ? SIGKILL : 0,
 			  self->af.held ? WTERMSIG(af_reap(&self->c)) :
 					  af_end(&self->c));

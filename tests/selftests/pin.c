@@ -4,10 +4,12 @@
  * kernel's own test device (CONFIG_GUP_TEST): who copies how much, and what a
  * pin that stays holds.
  *
- * Guards gup_fast_pmd_range() and follow_page_mask().
+ * Guards gup_fast_pmd_range(), follow_page_mask(), and the copier where it meets
+ * a page that may be pinned.
  */
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 #include "harness.h"
 
 #define PIECES	4
@@ -280,6 +282,91 @@ TEST_F(forced, by_child)
 		EXPECT_EQ(2, af_delta(&self->af, AF_PIECE_CHILD));
 	EXPECT_EQ(0, af_check_all(&self->r));
 	EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0, FIRST, SEED));
+}
+
+FIXTURE(looks_pinned) {
+	struct af af;
+	struct af_region r;
+	struct af_child c;
+	int fd, full[5][2];
+};
+
+/* Pages that a pipe can hold, if asked to. */
+#define PIPE_PAGES	256
+#define SHARED		(AF_HEAD + AF_PIECE_PAGES + 5)
+
+/* So many references to one page as the kernel takes for a pin: 1024. */
+FIXTURE_SETUP(looks_pinned)
+{
+	struct iovec iov[PIPE_PAGES];
+	int i;
+
+	self->fd = open(DEVICE, O_RDWR);
+	if (self->fd < 0)
+		SKIP(return, "no " DEVICE);
+	AF_REGION(&self->r, PIECES, AF_BASE, SEED);
+	for (i = 0; i < PIPE_PAGES; i++)
+		iov[i] = (struct iovec){ af_page(&self->r, SHARED), AF_PAGE };
+	for (i = 0; i < 5; i++) {
+		ASSERT_EQ(0, pipe2(self->full[i], O_CLOEXEC));
+		ASSERT_EQ(PIPE_PAGES * AF_PAGE,
+			  fcntl(self->full[i][1], F_SETPIPE_SZ,
+				PIPE_PAGES * AF_PAGE));
+		ASSERT_EQ(PIPE_PAGES * AF_PAGE,
+			  vmsplice(self->full[i][1], iov, PIPE_PAGES, 0));
+	}
+	AF_SETUP(AF_HOLD);
+	AF_SPAWN(&self->c);
+	/* Pages that were copied at fork. From now on it is one that pins. */
+	ASSERT_EQ(0, pin_start(self->fd, &(struct af_job){
+		.addr = self->r.base, .pages = PIN_WRITE }));
+}
+
+FIXTURE_TEARDOWN(looks_pinned)
+{
+	int i;
+
+	EXPECT_EQ(0, ioctl(self->fd, PIN_STOP));
+	close(self->fd);
+	for (i = 0; i < 5; i++) {
+		close(self->full[i][0]);
+		close(self->full[i][1]);
+	}
+	AF_EXIT_OK(&self->c);
+	AF_FINISH();
+}
+
+/*
+ * As far as the copy can tell the parent has pinned this page, too. It gives the
+ * child a page of its own, and the parent's stays the one that others refer to,
+ * whatever is written to it. Plain fork knew of no pin and shared the page.
+ */
+static void both_write(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(looks_pinned) *self)
+{
+	uint64_t buf[AF_PAGE / 8];
+
+	af_fill(&self->r, SHARED, 1, LATER);
+	EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
+	EXPECT_EQ(0, af_child_fill(&self->c, &self->r, SHARED, 1, LATER + 1));
+	EXPECT_EQ(0, af_check(&self->r, SHARED, 1, LATER));
+	EXPECT_EQ(AF_PAGE, read(self->full[0][0], buf, AF_PAGE));
+	EXPECT_NE(af_value(LATER + 1, SHARED), buf[0]);
+	if (self->af.held)
+		EXPECT_EQ(0, af_check_at(buf, SHARED, 1, LATER));
+}
+
+TEST_F(looks_pinned, by_parent)
+{
+	both_write(_metadata, self);
+}
+
+TEST_F(looks_pinned, by_child)
+{
+	EXPECT_EQ(0, af_child_check(&self->c, &self->r, SHARED, 1, SEED));
+	if (self->af.held)
+		EXPECT_EQ(1, af_delta(&self->af, AF_PIECE_CHILD));
+	both_write(_metadata, self);
 }
 
 TEST_HARNESS_MAIN

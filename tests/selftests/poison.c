@@ -75,7 +75,7 @@ static void poison(const struct af_region *r)
 	int fd = af_fault_tables(-1);
 
 	af_fill(r, af_piece(0) + 1, 1, LATER);
-	af_fault_tables_end(fd);
+	af_fault_pages_end(fd);
 }
 
 FIXTURE_SETUP(poisoned)

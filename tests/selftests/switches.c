@@ -209,6 +209,9 @@ TEST_F(cgroup, decides_for_its_own_processes)
 			status = 20 * forks_in_group(&self->af, "1", 1);
 		if (!status)
 			status = 40 * forks_in_group(&self->af, "8", 1);
+		if (!status)
+			status = af_write_file(AF_MODE_FILE, "0") ? 60 :
+				60 * forks_in_group(&self->af, "8", 0);
 		_exit(status);
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
