@@ -21,7 +21,8 @@
 #define MADV_COLLAPSE	25
 #endif
 
-#define DAEMON	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
+#define THP	"/sys/kernel/mm/transparent_hugepage/"
+#define DAEMON	THP "khugepaged/"
 
 /* What the tests change of the daemon, and what they change it to. */
 static const struct {
@@ -202,10 +203,15 @@ FIXTURE(collapse) {
 	struct af af;
 	struct af_region r;
 	struct af_child c;
+	char saved[64];
 };
 
+/* Stops the daemon, which would do what only a request may; those ignore it. */
 FIXTURE_SETUP(collapse)
 {
+	ASSERT_EQ(0, af_read_file(THP "enabled", self->saved,
+				  sizeof(self->saved)));
+	ASSERT_EQ(0, af_write_file(THP "enabled", "never"));
 	AF_REGION(&self->r, PIECES, AF_BASE, SEED);
 	ASSERT_EQ(0, madvise(self->r.base, self->r.pages * AF_PAGE,
 			     MADV_HUGEPAGE));
@@ -214,6 +220,10 @@ FIXTURE_SETUP(collapse)
 
 FIXTURE_TEARDOWN(collapse)
 {
+	char *chosen = strchr(self->saved, '[');
+
+	if (chosen)
+		EXPECT_EQ(0, af_write_file(THP "enabled", strtok(chosen, "[]")));
 	AF_FINISH();
 }
 
