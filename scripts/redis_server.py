@@ -143,6 +143,7 @@ def machine():
     """How this machine runs: the words for the report. scripts/vm says what runs the guest."""
     accel = os.environ.get("ASYNC_FORK_ACCEL", "no guest")
     kind = {"tcg": "QEMU TCG (emulated: times compare with each other, not with hardware)",
+            "icount": "QEMU TCG, counting instructions as time",
             "kvm": "QEMU with KVM"}.get(accel, accel)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return f"{kind}, {os.cpu_count()} CPUs, {memory / (1 << 30):.1f} GiB, Linux {os.uname().release}"
