@@ -7,6 +7,7 @@
  *
  * docs/hooks-tests.md lists which row of the design's table stands here.
  */
+#include <limits.h>
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <linux/futex.h>
@@ -542,6 +543,60 @@ static long act_mglru(const struct af_job *job)
 	return aged ? 0 : -ENODATA;
 }
 
+#define DAMON	"/sys/kernel/mm/damon/admin/kdamonds/"
+#define MONITOR	DAMON "0/contexts/0/"
+
+static int damon_set(const char *file, unsigned long value)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%lu", value);
+	return af_write_file(file, text);
+}
+
+/* Has the daemon looked for long enough to judge a region? */
+static bool damon_judged(void *unused)
+{
+	char text[32];
+
+	(void)unused;
+	return !af_write_file(DAMON "0/state", "update_schemes_stats") &&
+	       !af_read_file(MONITOR "schemes/0/stats/nr_tried", text,
+			     sizeof(text)) && atol(text) > 0;
+}
+
+/* A daemon makes entries old, and looks whether they are still. */
+static long act_damon(const struct af_job *job)
+{
+	unsigned long start = (unsigned long)job->addr & ~(AF_PIECE - 1);
+	long ret;
+
+	if (damon_set(DAMON "nr_kdamonds", 1))
+		return CANNOT;
+	ret = damon_set(DAMON "0/contexts/nr_contexts", 1) ||
+	      af_write_file(MONITOR "operations", "vaddr") ||
+	      damon_set(MONITOR "monitoring_attrs/intervals/sample_us", 1000) ||
+	      damon_set(MONITOR "monitoring_attrs/intervals/aggr_us", 20000) ||
+	      damon_set(MONITOR "monitoring_attrs/intervals/update_us",
+			3600000000UL) ||
+	      damon_set(MONITOR "targets/nr_targets", 1) ||
+	      damon_set(MONITOR "targets/0/pid_target", getpid()) ||
+	      damon_set(MONITOR "targets/0/regions/nr_regions", 1) ||
+	      damon_set(MONITOR "targets/0/regions/0/start", start) ||
+	      damon_set(MONITOR "targets/0/regions/0/end", start + AF_PIECE) ||
+	      damon_set(MONITOR "schemes/nr_schemes", 1) ||
+	      af_write_file(MONITOR "schemes/0/action", "stat") ||
+	      damon_set(MONITOR "schemes/0/access_pattern/sz/max", ~0UL) ||
+	      damon_set(MONITOR "schemes/0/access_pattern/nr_accesses/max",
+			UINT_MAX) ||
+	      damon_set(MONITOR "schemes/0/access_pattern/age/max", UINT_MAX) ||
+	      af_write_file(DAMON "0/state", "on") ||
+	      af_poll(damon_judged, NULL, 20) ||
+	      af_write_file(DAMON "0/state", "off");
+	damon_set(DAMON "nr_kdamonds", 0);
+	return ret;
+}
+
 /* Processes that borrow the memory for a while */
 
 static long act_vfork(const struct af_job *job)
@@ -672,6 +727,7 @@ ROW(smaps, 0, 0);
 ROW(compact, 0, 0);
 ROW(idle, 0, 0);
 ROW(mglru, 0, 0);
+ROW(damon, 0, 0);
 ROW(vfork, 0, 0);
 ROW(spawn, 0, 0);
 ROW(other_cold, 0, 0, .third = true, .whole_piece = true);
