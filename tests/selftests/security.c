@@ -12,6 +12,7 @@
 #define GROUP	ROOT "/af-security"
 #define INNER	GROUP "/inner"
 #define SWITCH	"/memory.async_fork"
+#define MAX_ACTIVE_FILE "/sys/devices/virtual/workqueue/async_fork/max_active"
 #define SKIP_FILE "/sys/kernel/debug/async_fork/skip"
 
 /* The content of a file, or "" if it cannot be read. */
@@ -127,6 +128,14 @@ TEST_F(user, debugfs_is_for_root)
 	EXPECT_EQ(-EACCES, user_write(&self->user, AF_HOLD_FILE, "1"));
 	EXPECT_EQ(-EACCES, user_write(&self->user, SKIP_FILE, "1"));
 	EXPECT_STREQ(hold, text_of(AF_HOLD_FILE));
+}
+
+/* Whatever users queue, so many workers run at once, on each NUMA node. */
+TEST_F(user, few_workers_run_at_once)
+{
+	EXPECT_OWNER(0, 0644, MAX_ACTIVE_FILE);
+	EXPECT_EQ(-EACCES, user_write(&self->user, MAX_ACTIVE_FILE, "64"));
+	EXPECT_STREQ("8", text_of(MAX_ACTIVE_FILE));
 }
 
 TEST_F(user, new_group_is_for_root)
