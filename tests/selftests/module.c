@@ -4,41 +4,14 @@
  * nothing behind when it goes, and forks that run meanwhile are right.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "harness.h"
+#include "module.h"
 
 #define PIECES	4
 #define ROUNDS	20
-
-static int load_module(void)
-{
-	const char *path = getenv("ASYNC_FORK_KO");
-	int fd = open(path ? path : "", O_RDONLY | O_CLOEXEC);
-	int ret;
-
-	if (fd < 0)
-		return -errno;
-	ret = syscall(SYS_finit_module, fd, "", 0) ? -errno : 0;
-	close(fd);
-	return ret;
-}
-
-static int unload_module(void)
-{
-	return syscall(SYS_delete_module, "async_fork", O_NONBLOCK) ? -errno : 0;
-}
-
-/* The last reference goes with a work item, some time after the last fork. */
-static bool unloads(void *arg)
-{
-	*(int *)arg = unload_module();
-	return *(int *)arg != -EWOULDBLOCK;
-}
 
 FIXTURE(module) {
 	struct af af;

@@ -17,9 +17,16 @@
 #include <sys/wait.h>
 #include "harness.h"
 
+/* What the test process, P and C share. */
+struct pair_shared {
+	struct af_region r;
+	volatile int stop;
+};
+
 struct pair {
 	struct af_child p, c;
 	struct af_region *r;	/* mapped in P and C only */
+	volatile int *stop;	/* ends what pair_work() began */
 };
 
 /* The ends of C's pipes that C will use; P hands them on. */
@@ -42,30 +49,87 @@ static long pair_do_fork(const struct af_job *job)
 	return pid;
 }
 
-/* P, with a region. Before af_setup(), so that the fork that makes P is plain. */
-static inline int pair_make(struct pair *pair, size_t pieces, enum af_kind kind,
-			    uint64_t seed)
+/* P, without a region. Before af_setup(): the fork that makes P is plain. */
+static inline int pair_start(struct pair *pair)
 {
-	pair->r = af_shared(sizeof(*pair->r));
+	struct pair_shared *shared = af_shared(sizeof(*shared));
+
+	/* The page is this process's, whichever group of cgroups P is in. */
+	memset(shared, 0, sizeof(*shared));
+	pair->r = &shared->r;
+	pair->stop = &shared->stop;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1) || af_link(&pair->c, pair_ends) ||
 	    af_spawn_other(&pair->p))
 		return -1;
 	af_unlink(pair_ends);
+	return 0;
+}
+
+/* P, with a region. */
+static inline int pair_make(struct pair *pair, size_t pieces, enum af_kind kind,
+			    uint64_t seed)
+{
+	if (pair_start(pair))
+		return -1;
 	return af_call(&pair->p, pair_do_make, .addr = (char *)pair->r,
 		       .first = kind, .pages = pieces, .seed = seed);
 }
 
-/* P forks C: one session. */
-static inline int pair_fork(struct pair *pair, struct af *af)
+/* P has forked C, which is @pid: one session. */
+static inline int pair_forked(struct pair *pair, struct af *af, long pid)
 {
-	pair->c.pid = af_call(&pair->p, pair_do_fork);
+	pair->c.pid = pid;
 	af->want++;
 	if (af->async && af->held &&
 	    af_delta(af, AF_SESSION) <= af_delta(af, AF_END)) {
 		fprintf(stderr, "# fork() began no session\n");
 		return -1;
 	}
-	return pair->c.pid > 0 ? 0 : -1;
+	return pid > 0 ? 0 : -1;
+}
+
+static inline int pair_fork(struct pair *pair, struct af *af)
+{
+	return pair_forked(pair, af, af_call(&pair->p, pair_do_fork));
+}
+
+static long pair_do_write_on(const struct af_job *job)
+{
+	const struct pair_shared *shared = (struct pair_shared *)job->addr;
+
+	do {
+		af_fill(&shared->r, 0, shared->r.pages, job->seed);
+	} while (!shared->stop);
+	return 0;
+}
+
+static long pair_do_check_on(const struct af_job *job)
+{
+	const struct pair_shared *shared = (struct pair_shared *)job->addr;
+	long wrong;
+
+	do {
+		wrong = af_check_all(&shared->r);
+	} while (!wrong && !shared->stop);
+	return wrong;
+}
+
+/* P writes on and on, C looks on, until pair_rest(). */
+static inline int pair_work(struct pair *pair, uint64_t later)
+{
+	char *shared = (char *)pair->r;
+
+	return af_post(&pair->p, &(struct af_job){ .fn = pair_do_write_on,
+			.addr = shared, .seed = later }) ||
+	       af_post(&pair->c, &(struct af_job){ .fn = pair_do_check_on,
+			.addr = shared });
+}
+
+/* The number of pages that C found wrong. */
+static inline long pair_rest(struct pair *pair)
+{
+	*pair->stop = 1;
+	return af_wait(&pair->p) ? -1 : af_wait(&pair->c);
 }
 
 static long pair_do_reap(const struct af_job *job)
@@ -80,6 +144,13 @@ static long pair_do_reap(const struct af_job *job)
 static inline long pair_reap_child(struct pair *pair)
 {
 	return af_call(&pair->p, pair_do_reap, .first = pair->c.pid);
+}
+
+/* Lets C exit while P lives; its wait status. */
+static inline long pair_end_child(struct pair *pair)
+{
+	af_post(&pair->c, &(struct af_job){ .fn = NULL });
+	return pair_reap_child(pair);
 }
 
 /* In a fixture's setup, before AF_SETUP(). */
