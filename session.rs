@@ -289,8 +289,7 @@ impl Session {
         }
     }
 
-    /// One try at a piece. Returns whether nothing is left to do: it is `Done`, or it must be
-    /// skipped.
+    /// One try at a piece. Returns whether it is `Done`, or must be skipped.
     fn step(
         self: &Arc<Self>,
         piece: Piece<'_>,
@@ -461,8 +460,7 @@ impl Session {
         self.remaining.load(SeqCst) > 0 && !self.is_poisoned()
     }
 
-    /// Ends the parent's part as its address space is about to go: no lifter may walk its tables
-    /// from now on.
+    /// Ends the parent's part: no lifter may walk its tables, which are about to go.
     pub(crate) fn parent_exits(&self) {
         let mut forced = 0;
         for piece in self.ranges.iter().flat_map(Range::all) {
@@ -480,7 +478,7 @@ impl Session {
         self.detach(Side::Parent);
     }
 
-    /// Gives up the child's part as the OOM reaper is about to unmap it, without allocating. Nobody
+    /// Gives up the child's part, as the OOM reaper is about to unmap it, without allocating. Nobody
     /// reads its holes: it is being killed, and its faults fail.
     pub(crate) fn child_is_reaped(&self) {
         if !self.child_gone.swap(true, SeqCst) && self.is_cancelled() {
@@ -580,10 +578,12 @@ impl Run for Session {
         let Some(job) = self.jobs.get(slot) else {
             return;
         };
+        // Millions of pieces may be left that hold nothing.
+        if self.remaining.load(SeqCst) == 0 {
+            return;
+        }
         if mm::workers_held() && !self.is_over() {
-            if self.remaining.load(SeqCst) > 0 {
-                job.queue(self.clone(), slot, HOLD_POLL_MS);
-            }
+            job.queue(self.clone(), slot, HOLD_POLL_MS);
         } else if !self.work() {
             job.kick(self.clone(), slot, Queue::Copy);
             self.kick_lifter();
