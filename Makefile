@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help kernel modules run test mutants fuzz lint lint-series clean
+.PHONY: help kernel modules run test mutants fuzz peers lint lint-series clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -37,6 +37,10 @@ fuzz: ## random operations against a model (SECONDS=600 SEED= ROUNDS= KERNEL=deb
 	scripts/fuzz $(if $(KERNEL),--kernel $(KERNEL)) $(if $(MODE),--mode $(MODE)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS))
+
+peers: ## other projects' tests, by plain and by async fork: hours (KERNEL=debug ONLY=)
+	scripts/setup --peers
+	scripts/peers $(if $(KERNEL),--kernel $(KERNEL)) $(if $(ONLY),--only '$(ONLY)')
 
 lint: ## formatting, house rules, checkpatch, shellcheck
 	scripts/lint
