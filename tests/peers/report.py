@@ -8,15 +8,16 @@
 
 Each OUTPUT is one boot's. A test that ran more than once in a mode has several
 rounds. A difference counts as one if no plain round had what an async round
-had; whatever else differs is flaky. The table ends with "N passed, N failed".
-ABSENT holds "NAME REASON" lines of tests that were not built.
+had; whatever else differs is flaky, and its row says "repeated". The table ends
+with "N passed, N failed". ABSENT holds "NAME REASON" lines of tests that were
+not built.
 """
 
 import collections
 import re
 import sys
 
-Result = collections.namedtuple("Result", "status code sessions subtests")
+Result = collections.namedtuple("Result", "status code sessions seconds subtests")
 
 # What ends a line that tells a subtest's result, in the suites that print no
 # TAP: Redis, userfaultfd, khugepaged.
@@ -32,6 +33,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def plain_name(name):
     """What of a subtest's name is the same in every run."""
     name = re.sub(r"0x[0-9a-f]+", "N", name)
+    name = re.sub(r"\d+ \(\d+\.\d+%\).*", "N", name)
     return re.sub(r"\d{4,}", "N", name).strip()
 
 
@@ -67,15 +69,17 @@ def read_tests(paths):
             for line in file:
                 line = COLOUR.sub("", line.rstrip("\r\n"))
                 if line.startswith("#:begin "):
-                    open_test = line.split()[1:]
+                    *open_test, flags = line.split()[1:]
                     group, subtests = "", collections.defaultdict(list)
                     continue
                 if open_test is None:
                     continue
                 if line.startswith("#:end "):
-                    mode, name, status, code, sessions = line.split()[1:]
+                    mode, name, status, *numbers = line.split()[1:]
+                    if "loop" in flags.split(","):
+                        subtests = {k: set(each) for k, each in subtests.items()}
                     tests[name][mode].append(
-                        Result(status, int(code), int(sessions), subtests))
+                        Result(status, *map(int, numbers), subtests))
                     open_test = None
                     continue
                 if line.startswith("Run test: "):
@@ -85,7 +89,7 @@ def read_tests(paths):
                     subtests[plain_name(found[0])].append(found[1])
         if open_test:
             mode, name = open_test
-            tests[name][mode].append(Result("died", -1, 0, subtests))
+            tests[name][mode].append(Result("died", -1, 0, 0, subtests))
             unfinished = open_test
     return tests, unfinished
 
@@ -135,8 +139,8 @@ def show(result):
 
 
 def read_list(path):
-    """([name], {name: reason left out}, {name: [(pattern, reason)]})."""
-    names, out, known = [], {}, collections.defaultdict(list)
+    """([name], {name: why left out}, {name: why it fails}, {name: [(pattern, why)]})."""
+    names, out, fails, known = [], {}, {}, collections.defaultdict(list)
     with open(path, encoding="utf-8") as file:
         for line in file:
             words = line.split()
@@ -144,11 +148,13 @@ def read_list(path):
                 continue
             if words[0] == "!out":
                 out[words[1]] = " ".join(words[2:])
+            elif words[0] == "!fails":
+                fails[words[1]] = " ".join(words[2:])
             elif words[0] == "!known":
                 known[words[1]].append((words[2], " ".join(words[3:])))
             else:
                 names.append(words[0])
-    return names, out, known
+    return names, out, fails, known
 
 
 def explain(always, known):
@@ -180,13 +186,13 @@ def judge(rounds, known):
     if reasons:
         return "known: " + "; ".join(reasons), detail, False
     if ever:
-        return f"flaky, {len(rounds['plain'])} rounds", detail, False
+        return f"repeated, the same in {len(rounds['plain'])} rounds", detail, False
     return "same", [], False
 
 
 def table(list_path, suites, absent_path, outputs):
     """Prints the table and the totals; true if nothing failed."""
-    names, out, known = read_list(list_path)
+    names, out, fails, known = read_list(list_path)
     with open(absent_path, encoding="utf-8") as file:
         absent = dict(line.rstrip("\n").split(" ", 1) for line in file)
     tests, _ = read_tests(outputs)
@@ -194,7 +200,7 @@ def table(list_path, suites, absent_path, outputs):
     totals = collections.Counter()
     print(f"{'test':44} {'plain':28} {'async':28} sessions  result")
     for suite in suites:
-        sessions = ran = 0
+        sessions = ran = seconds = 0
         for name in [n for n in names if n.startswith(suite + "/")]:
             if name in absent:
                 print(f"{name:44} {absent[name]}")
@@ -207,8 +213,12 @@ def table(list_path, suites, absent_path, outputs):
             cells = [show(rounds[m][0]) if rounds[m] else "-" for m in ("plain", "async")]
             began = sum(r.sessions for r in rounds["async"])
             sessions += began
+            seconds += sum(r.seconds for m in rounds.values() for r in m)
             ran += 1
             print(f"{name:44} {cells[0]:28} {cells[1]:28} {began:8}  {verdict}")
+            if all(r.status == "fail" for r in rounds["plain"] + rounds["async"]):
+                print(f"    fails either way: {fails.get(name, 'no reason is listed')}")
+                totals["fail either way"] += 1
             for line in detail[:20]:
                 print(f"    {line}")
             failed += bad
@@ -219,7 +229,7 @@ def table(list_path, suites, absent_path, outputs):
             print(f"{name:44} left out: {out[name]}")
             totals["left out"] += 1
         if ran:
-            print(f"{suite}: {ran} tests, {sessions} sessions")
+            print(f"{suite}: {ran} tests, {sessions} sessions, {seconds / 60:.0f} min")
         if ran and not sessions:
             print(f"FAILED {suite}: no async fork happened, so this proves nothing")
             failed += 1
