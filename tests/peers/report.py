@@ -181,6 +181,8 @@ def judge(rounds, known):
         return "NOT PLAIN", ["sessions began although async fork was off"], True
     if any(r.status == "died" for m in rounds.values() for r in m):
         return "GUEST DIED", detail, True
+    if any(all(r.status == "timeout" for r in m) for m in rounds.values()):
+        return "NO END", detail, True
     if unknown:
         return f"DIFFERS in {len(rounds['plain'])} of {len(rounds['plain'])}", detail, True
     if reasons:
