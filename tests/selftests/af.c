@@ -64,6 +64,23 @@ int af_read_file(const char *path, char *buf, size_t size)
 	return got < 0 ? -EIO : 0;
 }
 
+/* The number behind @key at the start of a line of @path, or -1. */
+long af_number_in(const char *path, const char *key)
+{
+	static char text[65536];
+	size_t len = strlen(key);
+	char *at;
+
+	if (af_read_file(path, text, sizeof(text)))
+		return -1;
+	for (at = text; at; at = strchr(at, '\n')) {
+		at += *at == '\n';
+		if (!strncmp(at, key, len) && at[len] == ' ')
+			return atol(at + len);
+	}
+	return -1;
+}
+
 bool af_plain_mode(void)
 {
 	const char *mode = getenv("AF_MODE");

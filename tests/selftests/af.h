@@ -56,6 +56,7 @@ int af_finish(struct af *af);
 #define AF_HOLD_FILE	"/sys/kernel/debug/async_fork/hold"
 int af_write_file(const char *path, const char *text);
 int af_read_file(const char *path, char *buf, size_t size);
+long af_number_in(const char *path, const char *key);
 bool af_plain_mode(void);
 bool af_can_hold(void);
 int af_hold(struct af *af);

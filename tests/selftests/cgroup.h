@@ -39,18 +39,10 @@ static inline bool cg_has(const char *group, const char *file)
 static inline long cg_number(const char *group, const char *file,
 			     const char *key)
 {
-	char path[256], text[8192], *at;
-	size_t len = strlen(key);
+	char path[256];
 
 	snprintf(path, sizeof(path), CG_TOP "/%s/%s", group, file);
-	if (af_read_file(path, text, sizeof(text)))
-		return -1;
-	for (at = text; at; at = strchr(at, '\n')) {
-		at += *at == '\n';
-		if (!strncmp(at, key, len) && at[len] == ' ')
-			return atol(at + len);
-	}
-	return -1;
+	return af_number_in(path, key);
 }
 
 struct cg_wish {
@@ -167,6 +159,19 @@ static inline int cg_begin(void)
 	if (__made == AF_SKIPPED)					\
 		SKIP(return, "no cgroup v2 at " CG_ROOT);		\
 	ASSERT_EQ(0, __made);						\
+} while (0)
+
+/* Nobody but the workers is left to do it. */
+#define WORKERS_FINISH() do {						\
+	EXPECT_EQ(0, af_release(&self->af));				\
+	if (self->af.async)						\
+		EXPECT_EQ(0, af_settle());				\
+} while (0)
+
+/* Exact only where the workers were held from the start. */
+#define EXPECT_COPIED(who, n) do {					\
+	if (self->held)							\
+		EXPECT_EQ((n), af_delta(&self->af, AF_PIECE_##who));	\
 } while (0)
 
 #endif

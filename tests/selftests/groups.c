@@ -58,19 +58,6 @@ static long do_fork_and_check(const struct af_job *job)
 	EXPECT_EQ(0, af_end(&(pair)->p));				\
 } while (0)
 
-/* Nobody but the workers is left to do it. */
-#define WORKERS_FINISH() do {						\
-	EXPECT_EQ(0, af_release(&self->af));				\
-	if (self->af.async)						\
-		EXPECT_EQ(0, af_settle());				\
-} while (0)
-
-/* Exact only where the workers were held from the start. */
-#define EXPECT_COPIED(who, n) do {					\
-	if (self->held)							\
-		EXPECT_EQ((n), af_delta(&self->af, AF_PIECE_##who));	\
-} while (0)
-
 #define IS_FROZEN(group) cg_number((group), "cgroup.events", "frozen")
 
 FIXTURE(groups) {

@@ -77,17 +77,6 @@ static int changer_end(struct changer *c)
 	TH_LOG("%d forks, %d changes", __i, (changer)->rounds);		\
 } while (0)
 
-#define WORKERS_FINISH() do {						\
-	EXPECT_EQ(0, af_release(&self->af));				\
-	if (self->af.async)						\
-		EXPECT_EQ(0, af_settle());				\
-} while (0)
-
-#define EXPECT_COPIED(who, n) do {					\
-	if (self->held)							\
-		EXPECT_EQ((n), af_delta(&self->af, AF_PIECE_##who));	\
-} while (0)
-
 #define CHILD_ENDS() do {						\
 	EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));		\
 	AF_EXIT_OK(&self->c);						\

@@ -41,23 +41,6 @@ FIXTURE(leaks) {
 	struct usage before;
 };
 
-/* The number behind @key at the start of a line of @path, or -1. */
-static long number_in(const char *path, const char *key)
-{
-	static char text[65536];
-	size_t len = strlen(key);
-	char *at;
-
-	if (af_read_file(path, text, sizeof(text)))
-		return -1;
-	for (at = text; at; at = strchr(at, '\n')) {
-		at += *at == '\n';
-		if (!strncmp(at, key, len) && at[len] == ' ')
-			return atol(at + len);
-	}
-	return -1;
-}
-
 static long module_users(void)
 {
 	char text[32];
@@ -71,10 +54,10 @@ static void measure(struct usage *u)
 {
 	/* Folds what the CPUs have counted on their own. */
 	af_write_file("/proc/sys/vm/stat_refresh", "1");
-	u->tables = number_in("/proc/vmstat", "nr_page_table_pages");
-	u->group_tables = number_in(GROUP "/memory.stat", "pagetables") /
+	u->tables = af_number_in("/proc/vmstat", "nr_page_table_pages");
+	u->group_tables = af_number_in(GROUP "/memory.stat", "pagetables") /
 			  (long)AF_PAGE;
-	u->group_anon = number_in(GROUP "/memory.stat", "anon") /
+	u->group_anon = af_number_in(GROUP "/memory.stat", "anon") /
 			(long)AF_PAGE;
 }
 

@@ -7,8 +7,8 @@
  *
  * docs/hooks-tests.md lists which row of the design's table stands here.
  */
-#include <limits.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/mempolicy.h>
 #include <linux/futex.h>
 #include <linux/userfaultfd.h>
