@@ -42,30 +42,35 @@ fn obstacle(parent: &Mm) -> Option<Event> {
     }
 }
 
-/// Decides how `parent` forks to `child`; `None` is plain fork, counted with its reason.
+/// Returns whether `parent`, which is in no session, forks lazily; if not, the reason is counted.
 ///
-/// `parent` is in no session. Fails if it has lost memory itself, as its holes are not zeroes.
-pub(crate) fn begin(parent: &Mm, child: &Mm) -> Result<Option<KBox<Fork>>> {
+/// Fails if it has lost memory itself, as its holes are not zeroes. Does not sleep.
+pub(crate) fn admit(parent: &Mm) -> Result<bool> {
     if parent.is_unstable() {
         return Err(ENOMEM);
     }
-    if let Some(reason) = obstacle(parent) {
-        count(reason);
-        return Ok(None);
+    match obstacle(parent) {
+        Some(reason) => count(reason),
+        None => return Ok(true),
     }
-    match Fork::new(parent, child) {
-        Ok(fork) => Ok(Some(fork)),
-        Err(_) => {
-            count(Event::FALLBACK_NOMEM);
-            Ok(None)
-        }
-    }
+    Ok(false)
 }
 
 impl Fork {
-    fn new(parent: &Mm, child: &Mm) -> Result<KBox<Self>> {
+    /// Begins a lazy fork; `None` is plain fork, as there is no memory.
+    pub(crate) fn new(parent: &Mm, child: &Mm) -> Option<KBox<Self>> {
+        let fork = Self::try_new(parent, child);
+        if fork.is_err() {
+            count(Event::FALLBACK_NOMEM);
+        }
+        fork.ok()
+    }
+
+    fn try_new(parent: &Mm, child: &Mm) -> Result<KBox<Self>> {
+        // The switches may have changed since: then one worker does.
+        let workers = parent.workers();
         let flags = mm::session_flags();
-        let session = UniqueArc::new(Session::new(parent, child, parent.workers())?, flags)?;
+        let session = UniqueArc::new(Session::new(parent, child, workers)?, flags)?;
         Ok(KBox::new(
             Fork {
                 session,

@@ -3,12 +3,12 @@
 //! The boundary: what C calls. Hooks and deferred work come in as raw pointers and leave as safe
 //! calls; errors become errnos here, once. No policy.
 //!
-//! Every hook but those of a `fork()` under construction runs in a read section of
-//! `async_fork_srcu`, which keeps the session that `mm->async_fork` pointed to.
+//! C finds the session of an `mm_struct` in a read section of `async_fork_srcu`, takes a reference
+//! there ([`get`]) and gives it up behind the hook ([`put`]): no hook holds up a grace period.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
+use core::mem::{self, ManuallyDrop};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 
@@ -24,18 +24,22 @@ use kernel::{c_str, container_of};
 use crate::fork::{self, Fork};
 use crate::mm::{Mm, VmaRef};
 use crate::piece::Side;
-use crate::session::{Poisoned, Session};
-use crate::sync_proactive::{self, Access, Change, Exit, Wait};
+use crate::session::Session;
+use crate::sync_proactive::{self, Access, Change, Exit, Poisoned, Wait};
 
 /// A session as C sees it.
 type RawSession = bindings::async_fork_session;
 
 static OPS: Ops = Ops(bindings::async_fork_ops {
+    owner: crate::THIS_MODULE.as_ptr(),
+    admit: Some(admit),
     begin: Some(begin),
     copy_vma: Some(copy_vma),
     publish: Some(publish),
     open: Some(open),
     abort: Some(abort),
+    get: Some(get),
+    put: Some(put),
     start: Some(start),
     sync_addr: Some(sync_addr),
     sync_range: Some(sync_range),
@@ -85,20 +89,20 @@ impl ModuleRef {
 impl Drop for ModuleRef {
     fn drop(&mut self) {
         // SAFETY: `get` took the reference. Code of the module still runs behind this; unloading
-        // waits for it, since it runs in an SRCU section of a hook or on the module's workqueue.
+        // waits for it: it is on the module's workqueue, or C holds the module.
         unsafe { bindings::module_put(crate::THIS_MODULE.as_ptr()) }
     }
 }
 
-/// Calls `f` with the session that C found in an `mm_struct`.
+/// Calls `f` with the session that C hands in.
 ///
 /// # Safety
 ///
-/// `s` is a published session, and the caller is in a read section of `async_fork_srcu`, or the
-/// session cannot have ended yet.
+/// `s` is a published session, to which the caller holds a reference, or which he found in an
+/// `mm_struct` in this read section of `async_fork_srcu`.
 unsafe fn with_session<R>(s: *mut RawSession, f: impl FnOnce(&Arc<Session>) -> R) -> R {
-    // SAFETY: `Session::publish` leaked a reference that is given up through a grace period, so the
-    // pointer is an `Arc`'s and stays one until the section ends. It is not dropped here.
+    // SAFETY: The pointer is an `Arc`'s, see `publish`. The mms' reference is given up through a
+    // grace period, so one of the two keeps it. It is not dropped here.
     let session = ManuallyDrop::new(unsafe { Arc::from_raw(s.cast::<Session>().cast_const()) });
     f(&session)
 }
@@ -116,6 +120,18 @@ fn errno_of_child(result: Result<(), Poisoned>) -> c_int {
 
 /// # Safety
 ///
+/// As `async_fork_ops::admit`.
+unsafe extern "C" fn admit(oldmm: *mut bindings::mm_struct) -> c_int {
+    // SAFETY: C holds it, and its lock.
+    let parent = unsafe { Mm::from_raw(oldmm) };
+    match fork::admit(parent) {
+        Ok(admitted) => admitted.into(),
+        Err(e) => e.to_errno(),
+    }
+}
+
+/// # Safety
+///
 /// As `async_fork_ops::begin`.
 unsafe extern "C" fn begin(
     oldmm: *mut bindings::mm_struct,
@@ -123,18 +139,9 @@ unsafe extern "C" fn begin(
 ) -> *mut RawSession {
     // SAFETY: C holds both, and their locks.
     let (parent, child) = unsafe { (Mm::from_raw(oldmm), Mm::from_raw(mm)) };
-    // SAFETY: The parent's lock is held, so nobody attaches another session.
-    let old = unsafe { bindings::mm_session(oldmm) };
-    let result = if old.is_null() {
-        Ok(())
-    } else {
-        // SAFETY: Found in the mm, inside the read section that C opened.
-        unsafe { with_session(old, |s| sync_proactive::drain(s, parent, Wait::UntilKilled)) }
-    };
-    match result.and_then(|()| fork::begin(parent, child)) {
-        Ok(Some(fork)) => KBox::into_raw(fork).cast(),
-        Ok(None) => ptr::null_mut(),
-        Err(e) => e.to_ptr(),
+    match Fork::new(parent, child) {
+        Some(fork) => KBox::into_raw(fork).cast(),
+        None => ptr::null_mut(),
     }
 }
 
@@ -155,27 +162,25 @@ unsafe extern "C" fn copy_vma(
 
 /// # Safety
 ///
-/// As `async_fork_ops::publish`; `s` comes from [`begin`] and is not used again.
+/// As `async_fork_ops::publish`; `s` comes from [`begin`] and is not used again. What this returns
+/// is a reference.
 unsafe extern "C" fn publish(s: *mut RawSession) -> *mut RawSession {
     // SAFETY: C gives back the ownership that `begin` gave it.
     let fork = unsafe { KBox::from_raw(s.cast::<Fork>()) };
     match KBox::into_inner(fork).publish() {
-        Some(session) => {
-            let raw = Arc::into_raw(session);
-            // SAFETY: Made by `into_raw`. The mms' reference keeps the session.
-            drop(unsafe { Arc::from_raw(raw) });
-            raw.cast_mut().cast()
-        }
+        Some(session) => Arc::into_raw(session).cast_mut().cast(),
         None => ptr::null_mut(),
     }
 }
 
 /// # Safety
 ///
-/// As `async_fork_ops::open`; `s` comes from [`publish`].
+/// As `async_fork_ops::open`; `s` comes from [`publish`] and is not used again.
 unsafe extern "C" fn open(s: *mut RawSession) {
-    // SAFETY: A session does not end before it is open.
-    unsafe { with_session(s, |s| s.open()) }
+    // SAFETY: C gives back the reference that `publish` gave it.
+    let session = unsafe { Arc::from_raw(s.cast::<Session>().cast_const()) };
+    session.open();
+    session.put();
 }
 
 /// # Safety
@@ -189,9 +194,25 @@ unsafe extern "C" fn abort(s: *mut RawSession) {
 
 /// # Safety
 ///
+/// As `async_fork_ops::get`.
+unsafe extern "C" fn get(s: *mut RawSession) {
+    // SAFETY: Found in an mm, in a read section. `put` gives the reference up.
+    unsafe { with_session(s, |s| mem::forget(s.clone())) }
+}
+
+/// # Safety
+///
+/// As `async_fork_ops::put`; `s` is not used again.
+unsafe extern "C" fn put(s: *mut RawSession) {
+    // SAFETY: `get` took the reference.
+    unsafe { Arc::from_raw(s.cast::<Session>().cast_const()) }.put();
+}
+
+/// # Safety
+///
 /// As `async_fork_ops::start`.
 unsafe extern "C" fn start(s: *mut RawSession, _mm: *mut bindings::mm_struct) -> bool {
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe { with_session(s, |s| s.start()) }
 }
 
@@ -210,7 +231,7 @@ unsafe extern "C" fn sync_addr(
     };
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe {
         with_session(s, |s| {
             errno_of_child(sync_proactive::sync_addr(s, mm, addr, access))
@@ -235,7 +256,7 @@ unsafe extern "C" fn sync_range(
     };
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe {
         with_session(s, |s| {
             errno_of_child(sync_proactive::sync_range(s, mm, start, end, change))
@@ -258,7 +279,7 @@ unsafe extern "C" fn drain(
     };
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe { with_session(s, |s| errno(sync_proactive::drain(s, mm, wait))) }
 }
 
@@ -268,7 +289,7 @@ unsafe extern "C" fn drain(
 unsafe extern "C" fn exec(s: *mut RawSession, mm: *mut bindings::mm_struct) {
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe { with_session(s, |s| sync_proactive::exec(s, mm)) }
 }
 
@@ -283,7 +304,7 @@ unsafe extern "C" fn exit(s: *mut RawSession, mm: *mut bindings::mm_struct, vict
     };
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe { with_session(s, |s| sync_proactive::exit(s, mm, exit)) }
 }
 
@@ -293,7 +314,7 @@ unsafe extern "C" fn exit(s: *mut RawSession, mm: *mut bindings::mm_struct, vict
 unsafe extern "C" fn reap(s: *mut RawSession, mm: *mut bindings::mm_struct) {
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe { with_session(s, |s| sync_proactive::reap(s, mm)) }
 }
 
@@ -303,7 +324,7 @@ unsafe extern "C" fn reap(s: *mut RawSession, mm: *mut bindings::mm_struct) {
 unsafe extern "C" fn is_parent(s: *mut RawSession, mm: *mut bindings::mm_struct) -> bool {
     // SAFETY: C holds it.
     let mm = unsafe { Mm::from_raw(mm) };
-    // SAFETY: Found in an mm, in a read section.
+    // SAFETY: C holds a reference.
     unsafe { with_session(s, |s| s.side_of(mm) == Side::Parent) }
 }
 
@@ -484,8 +505,8 @@ struct RawRetirement<T> {
     fired: AtomicBool,
 }
 
-/// A reference to the `T` that owns this, to be dropped in process context after an SRCU grace
-/// period.
+/// A reference to the `T` that owns this, to be dropped in process context: after an SRCU grace
+/// period, and once more if somebody who must not drop it turns out to have the last.
 pub(crate) struct Retirement<T>(KBox<RawRetirement<T>>, PhantomData<Arc<T>>);
 
 // SAFETY: What is shared is atomic; SRCU and the workqueue synchronise the rest.
@@ -515,6 +536,17 @@ impl<T: Send + Sync + 'static> Retirement<T> {
         let raw = Arc::into_raw(target);
         self.0.target.store(raw.cast_mut(), Release);
         raw
+    }
+
+    /// Drops the last reference to `target`, which owns `this`, in a work item. Any context.
+    pub(crate) fn put_last(target: Arc<T>, this: fn(&T) -> &Self) {
+        let target = Arc::into_raw(target);
+        // SAFETY: A reference that nobody drops before the work does.
+        let raw = &this(unsafe { &*target }).0;
+        raw.target.store(target.cast_mut(), Release);
+        // SAFETY: The work is not queued, as it would have a reference. It lives until it has dropped
+        // this one, and the queue until the module goes, which the target holds.
+        unsafe { bindings::queue_work(Queue::End.as_raw(), raw.work.get()) };
     }
 
     /// Starts the grace period. Once. Any context.

@@ -9,7 +9,7 @@
 //! Who holds what:
 //!  1. The two mms' pointers hold one reference to the session together, given up by
 //!     [`Session::detach`] through an SRCU grace period, as hooks find the session without one.
-//!  2. A queued worker holds one reference.
+//!  2. A hook holds one reference while it runs, a queued worker another.
 //!  3. The session holds both `mm_struct`s, not their address spaces, and the module.
 
 #![deny(unsafe_code)]
@@ -27,7 +27,7 @@ use crate::mm::{self, count, Backoff, Effort, Event, Memcg, Mm};
 use crate::mm_hooks::{Job, ModuleRef, Queue, Retirement, Run};
 use crate::pgtable_copy::{self, Kit, Obstacle, Part, Patience};
 use crate::piece::{Actor, Claim, Piece, Range, Side};
-use crate::sync_proactive::Wait;
+use crate::sync_proactive::{Poison, Wait};
 
 /// The most workers a session has; `ASYNC_FORK_MAX_WORKERS` of the patch.
 const MAX_WORKERS: usize = 8;
@@ -47,21 +47,6 @@ const STOCK: usize = 16;
 /// Workers visit pieces in steps of this (prime, so that they visit all): an ascending writer then
 /// does not meet the same worker again and again.
 const STRIDE: usize = 2_654_435_761;
-
-/// Why a child cannot have the rest of its memory.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Poison {
-    /// No memory for its page tables.
-    NoMemory,
-    /// A page that had to be copied is broken.
-    Broken,
-    /// The OOM reaper takes the parent's memory.
-    Reaped,
-}
-
-/// The child has lost memory; it is being killed.
-#[derive(Debug)]
-pub(crate) struct Poisoned;
 
 /// One `fork()` whose tables are not all copied yet.
 pub(crate) struct Session {
@@ -214,6 +199,13 @@ impl Session {
         true
     }
 
+    /// Gives up a reference. Any context: the last one is dropped in a work item.
+    pub(crate) fn put(self: Arc<Self>) {
+        if let Some(last) = self.into_unique_or_drop() {
+            Retirement::put_last(last.into(), |session| &session.retirement);
+        }
+    }
+
     /// Starts the workers now, once.
     pub(crate) fn kick(self: &Arc<Self>) {
         if !self.kicked.load(Relaxed) && !self.kicked.swap(true, Relaxed) {
@@ -268,7 +260,7 @@ impl Session {
     }
 
     /// Brings `piece` to `Done`: copies it, or lifts its mark if the copy has no use any more. May
-    /// sleep. The caller is in an SRCU section or holds a reference.
+    /// sleep. The caller holds a reference.
     pub(crate) fn bring(self: &Arc<Self>, piece: Piece<'_>, actor: Actor) {
         let mut kit = Kit::EMPTY;
         while !self.step(piece, actor, &mut kit, Patience::Wait) {}

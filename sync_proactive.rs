@@ -14,7 +14,7 @@ use kernel::sync::Arc;
 
 use crate::mm::{self, Mm};
 use crate::piece::{Actor, Side};
-use crate::session::{Poison, Poisoned, Session};
+use crate::session::Session;
 
 /// A sync of a range larger than this starts the workers, to help.
 const HELP_BYTES: usize = 32 << 20;
@@ -37,6 +37,21 @@ pub(crate) enum Change {
     /// Drop all entries of the range.
     Zap,
 }
+
+/// Why a child cannot have the rest of its memory.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Poison {
+    /// No memory for its page tables.
+    NoMemory,
+    /// A page that had to be copied is broken.
+    Broken,
+    /// The OOM reaper takes the parent's memory.
+    Reaped,
+}
+
+/// The child has lost memory; it is being killed.
+#[derive(Debug)]
+pub(crate) struct Poisoned;
 
 /// Returns what the child must be told: its memory is whole, or not.
 fn verdict(session: &Session, side: Side) -> Result<(), Poisoned> {

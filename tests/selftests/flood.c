@@ -2,7 +2,7 @@
 /*
  * An unprivileged user forks as fast and as much as its group allows. What its
  * sessions take is charged to the group; workers do not do more for it than it
- * does itself; and another user's session gets its turn.
+ * does itself; and another user's session gets its turn, and its end.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -21,6 +21,7 @@ struct shared {
 	volatile long open;	/* sessions begun by holders */
 	volatile long forks;	/* forks of the loops that succeeded */
 	volatile long failed;
+	volatile bool exit;	/* children that wait for it leave */
 };
 
 FIXTURE(flood) {
@@ -403,6 +404,77 @@ TEST_F_TIMEOUT(flood, others_have_their_turn, 400)
 	EXPECT_EQ(0, user_kill_group(GROUP));
 	EXPECT_EQ(0, af_settle());
 	EXPECT_EQ(0, af_check_all(r));
+}
+
+/* Makes a child that stays until shared->exit. Returns its pid. */
+static long do_fork_waiter(const struct af_job *job)
+{
+	struct shared *shared = (struct shared *)job->seed;
+	pid_t pid = fork();
+
+	if (!pid) {
+		while (!shared->exit)
+			usleep(1000);
+		_exit(0);
+	}
+	return pid > 0 ? pid : -errno;
+}
+
+/* Whether process *@pid has let go of its memory, or is about to unmap it. */
+static bool has_no_memory(void *pid)
+{
+	char path[64], text[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", *(pid_t *)pid);
+	return !af_read_file(path, text, sizeof(text)) && !strncmp(text, "0 ", 2);
+}
+
+static bool is_gone(pid_t pid)
+{
+	char path[64], text[1024], *end;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	if (af_read_file(path, text, sizeof(text)))
+		return true;
+	end = strrchr(text, ')');
+	return !end || end[2] == 'Z' || end[2] == 'X';
+}
+
+static bool has_ended(void *af)
+{
+	return af_delta(af, AF_END) > 0;
+}
+
+/*
+ * The user's child has 4 million pieces to look at as it exits, in 1 ms a second.
+ * Sessions are freed after a grace period, which must not wait for that child.
+ */
+TEST_F_TIMEOUT(flood, others_end_while_one_stands_still, 300)
+{
+	struct af_child c;
+	pid_t waiter;
+
+	if (!self->af.held)
+		SKIP(return, "needs held workers (debug kernel)");
+	af_write_file(ROOT "/cgroup.subtree_control", "+cpu");
+	if (access(GROUP "/cpu.max", W_OK))
+		SKIP(return, "no bandwidth control of the CPU");
+	self->af.want = 1;
+	ASSERT_EQ(0, af_call(&self->user, do_map, .first = 4, .pages = 2048));
+	waiter = af_call(&self->user, do_fork_waiter,
+			 .seed = (uintptr_t)self->shared);
+	ASSERT_LT(0, waiter);
+	ASSERT_EQ(0, af_write_file(GROUP "/cpu.max", "1000 1000000"));
+	self->shared->exit = true;
+	ASSERT_EQ(0, af_poll(has_no_memory, &waiter, 60));
+
+	AF_SPAWN(&c);
+	EXPECT_EQ(0, af_child_check_all(&c, &self->victim));
+	AF_EXIT_OK(&c);
+	EXPECT_EQ(0, af_poll(has_ended, &self->af, 20));
+	/* Else this proved nothing. */
+	EXPECT_FALSE(is_gone(waiter));
+	EXPECT_EQ(0, af_write_file(GROUP "/cpu.max", "max"));
 }
 
 TEST_HARNESS_MAIN
