@@ -445,6 +445,18 @@ static bool has_ended(void *af)
 	return af_delta(af, AF_END) > 0;
 }
 
+/* Stops the user almost: its group has 1 ms of a CPU each second. */
+static int stop_user(bool stop)
+{
+	return af_write_file(GROUP "/cpu.max", stop ? "1000 1000000" : "max");
+}
+
+static bool can_stop_user(void)
+{
+	af_write_file(ROOT "/cgroup.subtree_control", "+cpu");
+	return !access(GROUP "/cpu.max", W_OK);
+}
+
 /*
  * The user's child has 4 million pieces to look at as it exits, in 1 ms a second.
  * Sessions are freed after a grace period, which must not wait for that child.
@@ -456,15 +468,14 @@ TEST_F_TIMEOUT(flood, others_end_while_one_stands_still, 300)
 
 	if (!self->af.held)
 		SKIP(return, "needs held workers (debug kernel)");
-	af_write_file(ROOT "/cgroup.subtree_control", "+cpu");
-	if (access(GROUP "/cpu.max", W_OK))
+	if (!can_stop_user())
 		SKIP(return, "no bandwidth control of the CPU");
 	self->af.want = 1;
 	ASSERT_EQ(0, af_call(&self->user, do_map, .first = 4, .pages = 2048));
 	waiter = af_call(&self->user, do_fork_waiter,
 			 .seed = (uintptr_t)self->shared);
 	ASSERT_LT(0, waiter);
-	ASSERT_EQ(0, af_write_file(GROUP "/cpu.max", "1000 1000000"));
+	ASSERT_EQ(0, stop_user(true));
 	self->shared->exit = true;
 	ASSERT_EQ(0, af_poll(has_no_memory, &waiter, 60));
 
@@ -474,7 +485,50 @@ TEST_F_TIMEOUT(flood, others_end_while_one_stands_still, 300)
 	EXPECT_EQ(0, af_poll(has_ended, &self->af, 20));
 	/* Else this proved nothing. */
 	EXPECT_FALSE(is_gone(waiter));
-	EXPECT_EQ(0, af_write_file(GROUP "/cpu.max", "max"));
+	EXPECT_EQ(0, stop_user(false));
+}
+
+/* The first piece is copied here, the others in vain looked at. */
+static long do_protect(const struct af_job *job)
+{
+	(void)job;
+	return mprotect(map.base, map.step - AF_PIECE, PROT_READ) ? -errno : 0;
+}
+
+static bool is_copied(void *af)
+{
+	return af_delta(af, AF_PIECE_PARENT) + af_delta(af, AF_PIECE_WORKER) >= 4;
+}
+
+/*
+ * A session is over while its parent is still inside, who looks at a million
+ * pieces in 1 ms a second: he has the last reference, and gives it up.
+ */
+TEST_F_TIMEOUT(flood, last_one_inside_ends_the_session, 300)
+{
+	pid_t waiter;
+
+	if (!self->af.held)
+		SKIP(return, "needs held workers (debug kernel)");
+	if (!can_stop_user())
+		SKIP(return, "no bandwidth control of the CPU");
+	self->af.want = 1;
+	ASSERT_EQ(0, af_call(&self->user, do_map, .first = 4, .pages = 2048));
+	waiter = af_call(&self->user, do_fork_waiter,
+			 .seed = (uintptr_t)self->shared);
+	ASSERT_LT(0, waiter);
+	ASSERT_EQ(0, stop_user(true));
+	ASSERT_EQ(0, af_post(&self->user, &(struct af_job){ .fn = do_protect }));
+	sleep(3);
+	ASSERT_EQ(0, af_release(&self->af));
+	ASSERT_EQ(0, af_poll(is_copied, &self->af, 60));
+	sleep(2);
+	/* Else this proved nothing. */
+	EXPECT_EQ(0, af_delta(&self->af, AF_END));
+	EXPECT_EQ(0, stop_user(false));
+	EXPECT_EQ(0, af_wait(&self->user));
+	EXPECT_EQ(0, af_poll(has_ended, &self->af, 20));
+	self->shared->exit = true;
 }
 
 TEST_HARNESS_MAIN
