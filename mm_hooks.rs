@@ -329,24 +329,35 @@ unsafe extern "C" fn is_parent(s: *mut RawSession, mm: *mut bindings::mm_struct)
 }
 
 /// The module's workqueues while it is loaded, else NULL.
-static QUEUES: [AtomicPtr<bindings::workqueue_struct>; 2] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+static QUEUES: [AtomicPtr<bindings::workqueue_struct>; 3] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; 3];
 
-/// One of the module's two workqueues, both unbound.
+/// One of the module's workqueues, all unbound.
 #[derive(Clone, Copy)]
 pub(crate) enum Queue {
     /// Copying, which takes long; to be tuned below `/sys/devices/virtual/workqueue`.
     Copy,
-    /// Lifting marks and freeing sessions, which must not wait for the copying of others.
-    End,
+    /// Lifting marks, which must not wait for the copying of others.
+    Lift,
+    /// Freeing sessions, which waits for locks of their `anon_vma`s and so for some user's rmap walk.
+    Free,
 }
 
 impl Queue {
     fn place(self) -> &'static AtomicPtr<bindings::workqueue_struct> {
-        let [copy, end] = &QUEUES;
+        let [copy, lift, free] = &QUEUES;
         match self {
             Queue::Copy => copy,
-            Queue::End => end,
+            Queue::Lift => lift,
+            Queue::Free => free,
+        }
+    }
+
+    /// How many work items of all sessions run at once, on each NUMA node; 0 is the kernel's default.
+    fn max_active(self) -> c_int {
+        match self {
+            Queue::Copy | Queue::Lift => 8,
+            Queue::Free => 0,
         }
     }
 
@@ -360,16 +371,13 @@ impl Queue {
 struct OwnedQueue(Queue);
 
 impl OwnedQueue {
-    /// How many workers of all sessions run at once, on each NUMA node.
-    const MAX_ACTIVE: c_int = 8;
-
     fn new(which: Queue, name: &'static CStr, flags: c_uint) -> Result<Self> {
         // SAFETY: The name is a format without arguments.
         let queue = unsafe {
             bindings::alloc_workqueue(
                 name.as_char_ptr(),
                 bindings::wq_flags_WQ_UNBOUND | flags,
-                Self::MAX_ACTIVE,
+                which.max_active(),
             )
         };
         if queue.is_null() {
@@ -388,10 +396,11 @@ impl Drop for OwnedQueue {
     }
 }
 
-/// Both workqueues.
+/// All workqueues.
 pub(crate) struct Queues {
     _copy: OwnedQueue,
-    _end: OwnedQueue,
+    _lift: OwnedQueue,
+    _free: OwnedQueue,
 }
 
 impl Queues {
@@ -403,7 +412,8 @@ impl Queues {
                 c_str!("async_fork"),
                 bindings::wq_flags_WQ_SYSFS,
             )?,
-            _end: OwnedQueue::new(Queue::End, c_str!("async_fork_end"), 0)?,
+            _lift: OwnedQueue::new(Queue::Lift, c_str!("async_fork_lift"), 0)?,
+            _free: OwnedQueue::new(Queue::Free, c_str!("async_fork_free"), 0)?,
         })
     }
 }
@@ -462,12 +472,11 @@ impl<T: Run> Job<T> {
         target
     }
 
-    /// Queues the job to run in `delay_ms`, unless it is queued.
-    pub(crate) fn queue(&self, target: Arc<T>, slot: usize, delay_ms: u32) {
+    /// Queues the job to run on `queue` in `delay_ms`, unless it is queued.
+    pub(crate) fn queue(&self, target: Arc<T>, slot: usize, queue: Queue, delay_ms: u32) {
         let target = self.aim(target, slot);
-        let queue = Queue::Copy.as_raw();
         // SAFETY: The queue lives as long as the module, which the target holds.
-        if !unsafe { bindings::queue_delayed_work(queue, self.0.work.get(), delay_ms) } {
+        if !unsafe { bindings::queue_delayed_work(queue.as_raw(), self.0.work.get(), delay_ms) } {
             // SAFETY: `aim` made it; the run that is queued has one of its own.
             drop(unsafe { Arc::from_raw(target) });
         }
@@ -546,7 +555,7 @@ impl<T: Send + Sync + 'static> Retirement<T> {
         raw.target.store(target.cast_mut(), Release);
         // SAFETY: The work is not queued, as it would have a reference. It lives until it has dropped
         // this one, and the queue until the module goes, which the target holds.
-        unsafe { bindings::queue_work(Queue::End.as_raw(), raw.work.get()) };
+        unsafe { bindings::queue_work(Queue::Free.as_raw(), raw.work.get()) };
     }
 
     /// Starts the grace period. Once. Any context.
@@ -568,12 +577,12 @@ unsafe extern "C" fn grace_is_over<T>(head: *mut bindings::callback_head) {
     // SAFETY: The head is the first field, and the reference keeps it.
     let raw = unsafe { &*head.cast::<RawRetirement<T>>().cast_const() };
     // SAFETY: The module is unloaded only after `srcu_barrier()`, and its queues go after that.
-    unsafe { bindings::queue_work(Queue::End.as_raw(), raw.work.get()) };
+    unsafe { bindings::queue_work(Queue::Free.as_raw(), raw.work.get()) };
 }
 
 /// # Safety
 ///
-/// `work` is that of a [`RawRetirement<T>`] whose grace period is over.
+/// `work` is that of a [`RawRetirement<T>`], queued by `grace_is_over` or `put_last`.
 unsafe extern "C" fn retirement_runs<T>(work: *mut bindings::work_struct) {
     let work = work.cast::<Opaque<bindings::work_struct>>();
     // SAFETY: The work is a field of it.
@@ -581,7 +590,7 @@ unsafe extern "C" fn retirement_runs<T>(work: *mut bindings::work_struct) {
     // SAFETY: The reference keeps it until it is dropped below.
     let target = unsafe { (*raw).target.swap(ptr::null_mut(), AcqRel) };
     if !target.is_null() {
-        // SAFETY: `Retirement::arm` leaked this reference.
+        // SAFETY: `arm` or `put_last` leaked this reference.
         drop(unsafe { Arc::from_raw(target.cast_const()) });
     }
 }

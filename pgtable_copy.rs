@@ -21,8 +21,8 @@ use kernel::error::code::*;
 use kernel::prelude::*;
 
 use crate::mm::{
-    cond_resched, count, Effort, Event, Memcg, Mm, PmdTable, PteTable, PudTable, RangeFacts,
-    SparePage, VmaRef, WriteProtect,
+    cond_resched, Effort, Memcg, Mm, PmdTable, PteTable, PudTable, RangeFacts, SparePage, VmaRef,
+    WriteProtect,
 };
 use crate::piece::{Claim, Finish};
 
@@ -534,7 +534,6 @@ pub(crate) fn copy_piece(
             Err(Stop::Migration(entry)) if patience == Patience::Wait => {
                 let ptl = pair.keep_parent_lock();
                 claim.undo();
-                count(Event::WAIT_MIGRATION);
                 // SAFETY: `ptl` is held and protects the entry that was read; the function drops
                 // it. With it held the parent cannot zap the entry, so the table stays.
                 unsafe { bindings::migration_wait_unlock(entry, ptl) };

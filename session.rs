@@ -38,6 +38,9 @@ const WORKER_DELAY_MS: u32 = 2;
 /// How long a worker that a test holds waits before it looks again.
 const HOLD_POLL_MS: u32 = 10;
 
+/// How long a worker leaves alone what is left when pages of it are being migrated.
+const MIGRATION_POLL_MS: u32 = 2;
+
 /// Pieces that a worker copies before it lets those of other sessions have its place in the queue.
 const TURN: usize = 512;
 
@@ -73,6 +76,7 @@ pub(crate) struct Session {
     cursor: AtomicUsize,
     stock: Pin<KBox<SpinLock<[Kit; STOCK]>>>,
     jobs: KVec<Job<Session>>,
+    lifter: Job<Session>,
     retirement: Retirement<Session>,
     /// Last, so that it is dropped last.
     _module: ModuleRef,
@@ -109,6 +113,7 @@ impl Session {
                 flags,
             )?,
             jobs,
+            lifter: Job::new(flags)?,
             retirement: Retirement::new(flags)?,
             _module: module,
         })
@@ -194,7 +199,7 @@ impl Session {
             return false;
         }
         for (slot, job) in self.jobs.iter().enumerate() {
-            job.queue(self.clone(), slot, WORKER_DELAY_MS);
+            job.queue(self.clone(), slot, Queue::Copy, WORKER_DELAY_MS);
         }
         true
     }
@@ -212,7 +217,6 @@ impl Session {
             for (slot, job) in self.jobs.iter().enumerate() {
                 job.kick(self.clone(), slot, Queue::Copy);
             }
-            self.kick_lifter();
         }
     }
 
@@ -224,13 +228,10 @@ impl Session {
         }
     }
 
-    /// Starts one worker now to lift the marks, if copying is over; also when none was ever started.
-    /// It does not queue up behind the copying of others, so call this after a kick for that.
+    /// Has the marks lifted, as copying is over; also when no worker was ever started.
     fn kick_lifter(self: &Arc<Self>) {
-        if self.is_over() && self.remaining.load(SeqCst) > 0 {
-            if let Some(job) = self.jobs.first() {
-                job.kick(self.clone(), 0, Queue::End);
-            }
+        if self.remaining.load(SeqCst) > 0 {
+            self.lifter.kick(self.clone(), self.jobs.len(), Queue::Lift);
         }
     }
 
@@ -309,7 +310,10 @@ impl Session {
             }
             return match pgtable_copy::copy_piece(claim, &self.parent, &self.child, kit, patience) {
                 Ok(()) => true,
-                Err(Obstacle::Migration) => patience == Patience::Skip,
+                Err(Obstacle::Migration) => {
+                    count(Event::WAIT_MIGRATION);
+                    patience == Patience::Skip
+                }
                 Err(obstacle) => {
                     if let Err(why) = self.overcome(obstacle, kit, actor) {
                         self.give_up(piece, actor, why);
@@ -382,7 +386,8 @@ impl Session {
 
     /// Fills one place of the stock, if one is empty. Workers only.
     fn restock(&self) {
-        let wanted = self.stock.lock().iter().any(|shelf| !shelf.has_pte_table());
+        let is_empty = |shelf: &Kit| !shelf.has_pte_table();
+        let wanted = !self.is_over() && self.stock.lock().iter().any(is_empty);
         let mut kit = Kit::EMPTY;
         if wanted && self.reach(&mut kit, Part::Pte, Actor::Worker) {
             self.shelve(&mut kit);
@@ -537,48 +542,51 @@ impl Session {
         range.piece(number - range.first())
     }
 
-    /// Works on the session for one turn. Returns whether nothing is left to do.
-    fn work(self: &Arc<Self>) -> bool {
+    /// Works on the session for one turn. Returns when to go on, in ms; `None`: nothing is left.
+    fn work(self: &Arc<Self>) -> Option<u32> {
         let mut kit = Kit::EMPTY;
         for _ in 0..TURN {
             let Some(piece) = self.next_piece() else {
                 return self.work_on_rest(&mut kit);
             };
             while !self.step(piece, Actor::Worker, &mut kit, Patience::Skip) {}
-            if !self.is_over() {
-                self.restock();
+            self.restock();
+            mm::cond_resched();
+        }
+        Some(0)
+    }
+
+    /// The second pass: what was skipped, and what was undone by somebody else meanwhile. Sleeps for
+    /// no migration: who does it may have no CPU time, and other sessions need the place.
+    fn work_on_rest(self: &Arc<Self>, kit: &mut Kit) -> Option<u32> {
+        let pieces = self.ranges.iter().flat_map(Range::all);
+        let mut rest = pieces.filter(|piece| !piece.is_done());
+        let mut delay = None;
+        for piece in rest.by_ref().take(TURN) {
+            while !self.step(piece, Actor::Worker, kit, Patience::Skip) {}
+            if !piece.is_done() {
+                delay = Some(MIGRATION_POLL_MS);
             }
             mm::cond_resched();
         }
-        false
-    }
-
-    /// The second pass: what was skipped, and what was undone by somebody else meanwhile.
-    fn work_on_rest(self: &Arc<Self>, kit: &mut Kit) -> bool {
-        let pieces = self.ranges.iter().flat_map(Range::all);
-        let mut rest = pieces.filter(|piece| !piece.is_done());
-        for piece in rest.by_ref().take(TURN) {
-            while !self.step(piece, Actor::Worker, kit, Patience::Wait) {}
-            mm::cond_resched();
-        }
-        rest.next().is_none()
+        delay.or_else(|| rest.next().map(|_| 0))
     }
 }
 
 impl Run for Session {
     fn run(self: Arc<Self>, slot: usize) {
-        let Some(job) = self.jobs.get(slot) else {
-            return;
+        let (job, queue) = match self.jobs.get(slot) {
+            Some(job) => (job, Queue::Copy),
+            None => (&self.lifter, Queue::Lift),
         };
         // Millions of pieces may be left that hold nothing.
         if self.remaining.load(SeqCst) == 0 {
             return;
         }
         if mm::workers_held() && !self.is_over() {
-            job.queue(self.clone(), slot, HOLD_POLL_MS);
-        } else if !self.work() {
-            job.kick(self.clone(), slot, Queue::Copy);
-            self.kick_lifter();
+            job.queue(self.clone(), slot, queue, HOLD_POLL_MS);
+        } else if let Some(delay) = self.work() {
+            job.queue(self.clone(), slot, queue, delay);
         }
     }
 }

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/times.h>
 #include "user.h"
 
@@ -529,6 +530,74 @@ TEST_F_TIMEOUT(flood, last_one_inside_ends_the_session, 300)
 	EXPECT_EQ(0, af_wait(&self->user));
 	EXPECT_EQ(0, af_poll(has_ended, &self->af, 20));
 	self->shared->exit = true;
+}
+
+#define MAX_ACTIVE_FILE "/sys/devices/virtual/workqueue/async_fork/max_active"
+
+/* Twenty pieces with content. */
+static long do_make_content(const struct af_job *job)
+{
+	struct af_region r;
+
+	(void)job;
+	return af_region_make(&r, 20, AF_BASE, 0xf2);
+}
+
+/* Moves the caller's pages from node to node until shared->exit. */
+static long do_migrate(const struct af_job *job)
+{
+	struct shared *shared = (struct shared *)job->seed;
+	unsigned long nodes[] = { 1, 2 };
+	long ret = 0;
+	int i;
+
+	for (i = 0; ret >= 0 && !shared->exit; i++)
+		ret = syscall(SYS_migrate_pages, 0, 8 * sizeof(nodes[0]),
+			      &nodes[i % 2], &nodes[!(i % 2)]);
+	return ret < 0 ? -errno : 0;
+}
+
+/*
+ * The user's parent migrates its pages in 1 ms a second, so workers find them in
+ * migration all the time. They must not wait for that: one of all runs at a time,
+ * and it is the victim's turn.
+ */
+TEST_F_TIMEOUT(flood, others_are_copied_during_a_migration, 300)
+{
+	char active[16];
+	struct af_child c;
+	pid_t waiter;
+
+	if (!self->af.held)
+		SKIP(return, "needs held workers (debug kernel)");
+	if (!can_stop_user() || access("/sys/devices/system/node/node1", F_OK))
+		SKIP(return, "needs bandwidth control of the CPU and two nodes");
+	ASSERT_EQ(0, af_read_file(MAX_ACTIVE_FILE, active, sizeof(active)));
+	ASSERT_EQ(0, af_write_file(MAX_ACTIVE_FILE, "1"));
+	self->af.want = 1;
+	ASSERT_EQ(0, af_call(&self->user, do_make_content));
+	waiter = af_call(&self->user, do_fork_waiter,
+			 .seed = (uintptr_t)self->shared);
+	ASSERT_LT(0, waiter);
+	ASSERT_EQ(0, stop_user(true));
+	ASSERT_EQ(0, af_post(&self->user, &(struct af_job){ .fn = do_migrate,
+		.seed = (uintptr_t)self->shared }));
+	sleep(5);
+	ASSERT_EQ(0, af_release(&self->af));
+	sleep(2);
+
+	AF_SPAWN(&c);
+	EXPECT_EQ(0, af_poll(is_whole, &c, 20));
+	EXPECT_EQ(0, af_child_check_all(&c, &self->victim));
+	AF_EXIT_OK(&c);
+	TH_LOG("%ld copies met a page in migration",
+	       af_delta(&self->af, AF_WAIT_MIGRATION));
+	/* Else this proved nothing. */
+	EXPECT_LT(0, af_delta(&self->af, AF_WAIT_MIGRATION));
+	EXPECT_EQ(0, stop_user(false));
+	self->shared->exit = true;
+	EXPECT_EQ(0, af_wait(&self->user));
+	EXPECT_EQ(0, af_write_file(MAX_ACTIVE_FILE, active));
 }
 
 TEST_HARNESS_MAIN
