@@ -534,13 +534,17 @@ TEST_F_TIMEOUT(flood, last_one_inside_ends_the_session, 300)
 
 #define MAX_ACTIVE_FILE "/sys/devices/virtual/workqueue/async_fork/max_active"
 
-/* Twenty pieces with content. */
+#define MOVED_PIECES	20
+
+/* Pieces with content. Returns where. */
 static long do_make_content(const struct af_job *job)
 {
 	struct af_region r;
 
 	(void)job;
-	return af_region_make(&r, 20, AF_BASE, 0xf2);
+	if (af_region_make(&r, MOVED_PIECES, AF_BASE, 0xf2))
+		return -1;
+	return (long)r.base;
 }
 
 /* Moves the caller's pages from node to node until shared->exit. */
@@ -557,6 +561,31 @@ static long do_migrate(const struct af_job *job)
 	return ret < 0 ? -errno : 0;
 }
 
+struct moved {
+	pid_t pid;
+	char *base;
+};
+
+/* Whether page table entries of @moved say that their page is on its way. */
+static bool is_in_migration(void *moved)
+{
+	const struct moved *m = moved;
+	static uint64_t map[MOVED_PIECES * AF_PIECE_PAGES];
+	char path[64];
+	size_t i, found = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", m->pid);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return false;
+	if (pread(fd, map, sizeof(map), (uintptr_t)m->base / AF_PAGE * 8) > 0)
+		for (i = 0; i < MOVED_PIECES * AF_PIECE_PAGES; i++)
+			found += map[i] >> 62 & 1;
+	close(fd);
+	return found > 0;
+}
+
 /*
  * The user's parent migrates its pages in 1 ms a second, so workers find them in
  * migration all the time. They must not wait for that: one of all runs at a time,
@@ -564,6 +593,7 @@ static long do_migrate(const struct af_job *job)
  */
 TEST_F_TIMEOUT(flood, others_are_copied_during_a_migration, 300)
 {
+	struct moved moved = { .pid = self->user.pid };
 	char active[16];
 	struct af_child c;
 	pid_t waiter;
@@ -575,14 +605,16 @@ TEST_F_TIMEOUT(flood, others_are_copied_during_a_migration, 300)
 	ASSERT_EQ(0, af_read_file(MAX_ACTIVE_FILE, active, sizeof(active)));
 	ASSERT_EQ(0, af_write_file(MAX_ACTIVE_FILE, "1"));
 	self->af.want = 1;
-	ASSERT_EQ(0, af_call(&self->user, do_make_content));
+	moved.base = (char *)af_call(&self->user, do_make_content);
+	ASSERT_LT((char *)0x1000, moved.base);
 	waiter = af_call(&self->user, do_fork_waiter,
 			 .seed = (uintptr_t)self->shared);
 	ASSERT_LT(0, waiter);
-	ASSERT_EQ(0, stop_user(true));
 	ASSERT_EQ(0, af_post(&self->user, &(struct af_job){ .fn = do_migrate,
 		.seed = (uintptr_t)self->shared }));
-	sleep(5);
+	sleep(1);
+	ASSERT_EQ(0, stop_user(true));
+	ASSERT_EQ(0, af_poll(is_in_migration, &moved, 60));
 	ASSERT_EQ(0, af_release(&self->af));
 	sleep(2);
 
