@@ -422,7 +422,10 @@ impl Queues {
 pub(crate) trait Run: Send + Sync + 'static {
     /// Runs on one of the module's workqueues, in process context. `slot` tells jobs of one object
     /// apart.
-    fn run(self: Arc<Self>, slot: usize);
+    fn run(self: &Arc<Self>, slot: usize);
+
+    /// Gives up a reference. Any context: the last one is dropped in a work item of its own.
+    fn put(self: Arc<Self>);
 }
 
 #[repr(C)]
@@ -482,7 +485,7 @@ impl<T: Run> Job<T> {
         }
     }
 
-    /// Lets the job run now on `queue`, queued or not. It may then run twice at a time.
+    /// Lets the job run now on `queue`, queued or not.
     pub(crate) fn kick(&self, target: Arc<T>, slot: usize, queue: Queue) {
         let target = self.aim(target, slot);
         // SAFETY: As in `queue`.
@@ -504,6 +507,7 @@ unsafe extern "C" fn job_runs<T: Run>(work: *mut bindings::work_struct) {
     // SAFETY: `Job::queue` or `kick` leaked this reference for this run.
     let target = unsafe { Arc::from_raw(job.target.load(Acquire).cast_const()) };
     target.run(slot);
+    target.put();
 }
 
 #[repr(C)]

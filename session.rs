@@ -38,8 +38,8 @@ const WORKER_DELAY_MS: u32 = 2;
 /// How long a worker that a test holds waits before it looks again.
 const HOLD_POLL_MS: u32 = 10;
 
-/// How long a worker leaves alone what is left when pages of it are being migrated.
-const MIGRATION_POLL_MS: u32 = 2;
+/// How long a session's first worker leaves alone what is left, as pages of it are being migrated.
+const MIGRATION_POLL_MS: u32 = 50;
 
 /// Pieces that a worker copies before it lets those of other sessions have its place in the queue.
 const TURN: usize = 512;
@@ -202,13 +202,6 @@ impl Session {
             job.queue(self.clone(), slot, Queue::Copy, WORKER_DELAY_MS);
         }
         true
-    }
-
-    /// Gives up a reference. Any context: the last one is dropped in a work item.
-    pub(crate) fn put(self: Arc<Self>) {
-        if let Some(last) = self.into_unique_or_drop() {
-            Retirement::put_last(last.into(), |session| &session.retirement);
-        }
     }
 
     /// Starts the workers now, once.
@@ -441,15 +434,15 @@ impl Session {
     pub(crate) fn child_exits(self: &Arc<Self>) {
         let first = !self.child_gone.swap(true, SeqCst);
         fence(SeqCst);
+        if first && self.is_cancelled() {
+            count(Event::CANCEL);
+        }
+        self.kick_lifter();
         for piece in self.ranges.iter().flat_map(Range::all) {
             piece.wait_while_copying();
             mm::cond_resched();
         }
-        if first && self.is_cancelled() {
-            count(Event::CANCEL);
-        }
         self.detach(Side::Child);
-        self.kick_lifter();
     }
 
     /// Returns whether a child that goes leaves something uncopied, which it did not lose before.
@@ -542,12 +535,12 @@ impl Session {
         range.piece(number - range.first())
     }
 
-    /// Works on the session for one turn. Returns when to go on, in ms; `None`: nothing is left.
-    fn work(self: &Arc<Self>) -> Option<u32> {
+    /// Works on the session for one turn. Returns when to go on, in ms; `None`: not again.
+    fn work(self: &Arc<Self>, slot: usize) -> Option<u32> {
         let mut kit = Kit::EMPTY;
         for _ in 0..TURN {
             let Some(piece) = self.next_piece() else {
-                return self.work_on_rest(&mut kit);
+                return self.work_on_rest(slot, &mut kit);
             };
             while !self.step(piece, Actor::Worker, &mut kit, Patience::Skip) {}
             self.restock();
@@ -558,23 +551,24 @@ impl Session {
 
     /// The second pass: what was skipped, and what was undone by somebody else meanwhile. Sleeps for
     /// no migration: who does it may have no CPU time, and other sessions need the place.
-    fn work_on_rest(self: &Arc<Self>, kit: &mut Kit) -> Option<u32> {
-        let pieces = self.ranges.iter().flat_map(Range::all);
-        let mut rest = pieces.filter(|piece| !piece.is_done());
-        let mut delay = None;
+    fn work_on_rest(self: &Arc<Self>, slot: usize, kit: &mut Kit) -> Option<u32> {
+        let ranges = self.ranges.iter().inspect(|_| mm::cond_resched());
+        let mut rest = ranges.flat_map(Range::all).filter(|piece| !piece.is_done());
+        let mut is_blocked = false;
         for piece in rest.by_ref().take(TURN) {
             while !self.step(piece, Actor::Worker, kit, Patience::Skip) {}
-            if !piece.is_done() {
-                delay = Some(MIGRATION_POLL_MS);
-            }
+            is_blocked |= !piece.is_done();
             mm::cond_resched();
         }
-        delay.or_else(|| rest.next().map(|_| 0))
+        if is_blocked {
+            return (slot == 0).then_some(MIGRATION_POLL_MS);
+        }
+        rest.next().map(|_| 0)
     }
 }
 
 impl Run for Session {
-    fn run(self: Arc<Self>, slot: usize) {
+    fn run(self: &Arc<Self>, slot: usize) {
         let (job, queue) = match self.jobs.get(slot) {
             Some(job) => (job, Queue::Copy),
             None => (&self.lifter, Queue::Lift),
@@ -585,8 +579,14 @@ impl Run for Session {
         }
         if mm::workers_held() && !self.is_over() {
             job.queue(self.clone(), slot, queue, HOLD_POLL_MS);
-        } else if let Some(delay) = self.work() {
+        } else if let Some(delay) = self.work(slot) {
             job.queue(self.clone(), slot, queue, delay);
+        }
+    }
+
+    fn put(self: Arc<Self>) {
+        if let Some(last) = self.into_unique_or_drop() {
+            Retirement::put_last(last.into(), |session| &session.retirement);
         }
     }
 }
