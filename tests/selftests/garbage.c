@@ -288,7 +288,7 @@ static const char *wrong_with(const struct attempt *a, long long before,
 
 TEST_F(garbage, only_legal_numbers_count)
 {
-	long rounds = number_from("AF_ROUNDS", 3000), i, taken = 0;
+	long rounds = number_from("AF_ROUNDS", 1500), i, taken = 0;
 	uint64_t seed = begin(number_from("AF_SEED", time(NULL)));
 
 	TH_LOG("AF_SEED=%llu", (unsigned long long)seed);
@@ -385,7 +385,7 @@ FIXTURE_TEARDOWN(storm)
 	EXPECT_EQ(0, rmdir(GROUP));
 }
 
-#define FORKS	60
+#define FORKS	32
 
 TEST_F(storm, forks_while_switches_change)
 {

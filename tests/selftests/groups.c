@@ -329,7 +329,7 @@ TEST_F(groups, both_are_moved_at_work)
  * fork(), with children that read, that wait, and that are not born yet.
  */
 #define FORKERS	2
-#define ROUNDS	6
+#define ROUNDS	3
 
 #define FORKS	12
 

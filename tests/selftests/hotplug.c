@@ -9,7 +9,7 @@
 #include "cgroup.h"
 #include "pair.h"
 
-#define PIECES	6
+#define PIECES	4
 #define SEED	0x1a1UL
 #define LATER	0x1a2UL
 
@@ -266,7 +266,7 @@ TEST_F(queue, changes_while_forks_run)
 	struct changer changer;
 
 	ASSERT_EQ(0, changer_start(&changer, change_queue));
-	FORKS_AGAINST(&changer, 8);
+	FORKS_AGAINST(&changer, 6);
 }
 
 /* Where no CPU is left the kernel takes another. */
