@@ -6,7 +6,7 @@
  */
 #include "harness.h"
 
-#define PIECES	3
+#define PIECES	4
 #define SEED	0x11
 #define LATER	0x22
 #define OTHER	0x33
@@ -226,7 +226,7 @@ TEST_F(view, cost_is_one_piece)
 	AF_SPAWN(&self->c);
 	af_fill(&self->r, af_piece(1), 1, LATER);
 	EXPECT_EQ(1, af_delta(&self->af, AF_PIECE_PARENT));
-	EXPECT_EQ(0, af_child_check(&self->c, &self->r, af_piece(2), 1,
+	EXPECT_EQ(0, af_child_check(&self->c, &self->r, af_piece(3), 1,
 				    self->r.seed));
 	EXPECT_EQ(1, af_delta(&self->af, AF_PIECE_CHILD));
 	EXPECT_EQ(0, af_delta(&self->af, AF_PIECE_WORKER));
