@@ -16,7 +16,7 @@
 #include <sys/syscall.h>
 #include "harness.h"
 
-#define PIECES	3
+#define PIECES	4
 #define SEED	0x91
 #define LATER	0x92UL
 
