@@ -228,14 +228,6 @@ int af_region_pageout(struct af_region *r)
 	return -1;
 }
 
-/* A fault for each page takes a slow kernel longer than one call for all. */
-static void populate_base(const struct af_region *r)
-{
-	/* Where the call is missing or fails, af_fill() has its faults. */
-	madvise(r->base, r->pages * AF_PAGE, MADV_POPULATE_WRITE);
-	af_fill(r, 0, r->pages, r->seed);
-}
-
 /* The first page of each piece holds the pattern, the others the zero page. */
 static int populate_zero(struct af_region *r)
 {
@@ -255,10 +247,10 @@ int af_region_populate(struct af_region *r, enum af_kind kind)
 	case AF_ZERO:
 		return populate_zero(r);
 	case AF_BASE:
-		populate_base(r);
+		af_fill(r, 0, r->pages, r->seed);
 		return 0;
 	case AF_SWAPPED:
-		populate_base(r);
+		af_fill(r, 0, r->pages, r->seed);
 		return af_region_pageout(r);
 	}
 	return -1;
