@@ -19,8 +19,9 @@ ALLOWED = {
     ("./kernel/configs.o", "ikconfig_init"): "the object holds the .config",
 }
 START = re.compile(r"(?:[0-9a-f]+ )?<([^>]+)>:$")
-# Where a jump or a relocation goes inside its section moves with what is before.
-PLACE = re.compile(r"0x[0-9a-f]+ <[^>]*>|(?<=\.text)\+0x[0-9a-f]+")
+# Where a jump or a relocation goes inside its section moves with what is before;
+# which function it goes to does not.
+PLACE = re.compile(r"0x[0-9a-f]+ (?=<)|(?<=[^>+])\+0x[0-9a-f]+(?=>)|(?<=\.text)\+0x[0-9a-f]+")
 
 
 def functions(path):
