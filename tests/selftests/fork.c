@@ -49,11 +49,11 @@ TEST_F(again, parent_forks_midway)
 	EXPECT_EQ(0, af_child_check(&first, &self->r, af_piece(2), 1,
 				    self->r.seed));
 	AF_SPAWN(&second);
-	af_fill(&self->r, page, 1, LATER + 1);
+	af_fill(&self->r, 0, self->r.pages, LATER + 1);
 	EXPECT_EQ(0, af_child_check(&second, &self->r, page, 1, LATER));
 	EXPECT_EQ(0, af_child_check(&second, &self->r, 0, page, self->r.seed));
 	EXPECT_EQ(0, af_child_check_all(&first, &self->r));
-	EXPECT_EQ(0, af_check(&self->r, page, 1, LATER + 1));
+	EXPECT_EQ(0, af_check(&self->r, 0, self->r.pages, LATER + 1));
 	AF_EXIT_OK(&first);
 	AF_EXIT_OK(&second);
 }

@@ -172,6 +172,9 @@ TEST_F(leaks, copied_by_workers)
 			af_write_file(AF_HOLD_FILE, "0");
 		if (self->af.async)
 			EXPECT_EQ(0, af_settle());
+		/* What a worker allocates is charged to the parent's group. */
+		if (!i)
+			EXPECT_EQ(0, af_poll(has_copies, &self->before, 10));
 		AF_EXIT_OK(&self->c);
 	}
 }

@@ -118,12 +118,12 @@ FIXTURE_TEARDOWN(poisoned)
 	AF_FINISH();
 }
 
-/* The sharer is gone, or goes now. */
+/* The sharer is gone, killed at its first hole, or goes now. */
 static int sharer_ends(struct af_child *sharer, bool holes)
 {
 	int status = holes ? af_reap(sharer) : af_end(sharer);
 
-	return holes ? !WIFSIGNALED(status) : status;
+	return holes ? WTERMSIG(status) != SIGKILL : status;
 }
 
 /* A read of page @page: its length if it worked. */

@@ -285,6 +285,59 @@ TEST_F(stress, changes_of_layout_during_forks)
 	EXPECT_EQ(0, c[1].wrong);
 }
 
+/* Each has upper tables of its own, and a page in each of its pieces. */
+#define FAR		6
+#define FAR_PIECES	2
+
+static char *far_piece(size_t i)
+{
+	return (char *)0x100000000000 + ((i / FAR_PIECES) << 40) +
+	       i % FAR_PIECES * AF_PIECE;
+}
+
+static long do_check_far(const struct af_job *job)
+{
+	long wrong = 0;
+	size_t i;
+
+	for (i = 0; i < job->pages; i++)
+		wrong += af_check_at(far_piece(i), i, 1, job->seed);
+	return wrong;
+}
+
+/*
+ * All of it is lazy, so fork() leaves the child no table of any level there:
+ * its own reads, the parent's writes and workers meet in installing them.
+ */
+TEST_F(stress, upper_tables_by_many)
+{
+	struct af_job check = { .fn = do_check_far, .pages = FAR * FAR_PIECES,
+				.seed = SEED };
+	size_t i;
+	int round;
+
+	for (i = 0; i < FAR * FAR_PIECES; i += FAR_PIECES) {
+		ASSERT_EQ(far_piece(i), mmap(far_piece(i),
+			  FAR_PIECES * AF_PIECE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+			  -1, 0));
+		madvise(far_piece(i), FAR_PIECES * AF_PIECE, MADV_NOHUGEPAGE);
+	}
+	for (i = 0; i < FAR * FAR_PIECES; i++)
+		af_fill_at(far_piece(i), i, 1, SEED);
+	for (round = 0; round < 20; round++) {
+		AF_SPAWN(&self->c);
+		ASSERT_EQ(0, af_post(&self->c, &check));
+		for (i = FAR * FAR_PIECES; i-- > 0;)
+			af_fill_at(far_piece(i), i, 1, LATER + round);
+		EXPECT_EQ(0, af_wait(&self->c));
+		EXPECT_EQ(0, af_run(&self->c, &check));
+		AF_EXIT_OK(&self->c);
+		check.seed = LATER + round;
+		EXPECT_EQ(0, do_check_far(&check));
+	}
+}
+
 /*
  * DESIGN.md section 9, item 12: an ascending writer meets ascending workers.
  * It must not pay for every piece: the workers have to get ahead of it.
