@@ -287,4 +287,40 @@ TEST_F(layout, regions_far_apart)
 	CHECK_BOTH();
 }
 
+/* How many pieces a session has that nobody uses. */
+static long count_pieces(struct __test_metadata *_metadata,
+			 FIXTURE_DATA(layout) *self)
+{
+	const enum af_counter done[] = { AF_PIECE_WORKER, AF_PIECE_PARENT,
+					 AF_PIECE_CHILD, AF_PIECE_LIFTED };
+	long pieces = 0;
+	size_t i;
+
+	for (i = 0; i < 4; i++)
+		pieces -= af_delta(&self->af, done[i]);
+	AF_SPAWN(&self->c);
+	AF_EXIT_OK(&self->c);
+	EXPECT_EQ(0, af_settle());
+	for (i = 0; i < 4; i++)
+		pieces += af_delta(&self->af, done[i]);
+	return pieces;
+}
+
+/* There is nothing to copy, or to look at, where nothing was ever touched. */
+TEST_F(layout, untouched_pieces)
+{
+	char *base = (char *)0x100000000000;
+	long before;
+
+	if (!self->af.async)
+		SKIP(return, "plain fork has no pieces");
+	before = count_pieces(_metadata, self);
+	ASSERT_EQ(base, mmap(base, 5 * AF_PIECE, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+			     -1, 0));
+	madvise(base, 5 * AF_PIECE, MADV_NOHUGEPAGE);
+	af_fill_at(base + AF_PIECE, 0, 1, SEED);
+	EXPECT_EQ(before + 1, count_pieces(_metadata, self));
+}
+
 TEST_HARNESS_MAIN

@@ -215,6 +215,72 @@ TEST_F(stress, snapshot_does_not_move)
 	EXPECT_EQ(c[0].rounds + c[1].rounds, total);
 }
 
+/* Writes the stamp of now all over the region: how many fork()s have returned. */
+struct stamper {
+	struct af_region *r;
+	int lane;
+	volatile bool *stop;
+	volatile uint64_t *now;
+	pthread_t thread;
+};
+
+static volatile uint64_t *stamp_in(struct af_region *r, size_t page, int lane)
+{
+	return (volatile uint64_t *)(af_page(r, page) + 512 + 8 * lane);
+}
+
+static void *stamp_on(void *arg)
+{
+	struct stamper *s = arg;
+	size_t i;
+
+	/* From piece to piece, so that many copies are met half way. */
+	for (i = s->lane; !*s->stop; i += AF_PIECE_PAGES + 97)
+		*stamp_in(s->r, i % s->r->pages, s->lane) = *s->now;
+	return NULL;
+}
+
+static long count_stamps_behind(struct af_region *r, uint64_t mine)
+{
+	long wrong = 0;
+	size_t i;
+
+	for (i = 0; i < r->pages; i++)
+		wrong += *stamp_in(r, i, 0) > mine || *stamp_in(r, i, 1) > mine;
+	return wrong;
+}
+
+/* What was written when fork() had returned is in no child. */
+TEST_F(stress, nothing_later_reaches_a_child)
+{
+	volatile uint64_t now = 0;
+	volatile bool stop = false;
+	struct stamper s[2] = {
+		{ .r = &self->r, .lane = 0, .stop = &stop, .now = &now },
+		{ .r = &self->r, .lane = 1, .stop = &stop, .now = &now } };
+	int i, status;
+
+	for (i = 0; i < (int)self->r.pages; i++)
+		*stamp_in(&self->r, i, 0) = *stamp_in(&self->r, i, 1) = 0;
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_create(&s[i].thread, NULL, stamp_on,
+					    &s[i]));
+	for (i = 0; i < 12; i++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(!!count_stamps_behind(&self->r, i));
+		now = i + 1;
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_EQ(0, status);
+		self->af.want++;
+	}
+	stop = true;
+	for (i = 0; i < 2; i++)
+		pthread_join(s[i].thread, NULL);
+	EXPECT_EQ(0, af_check_all(&self->r));
+}
+
 /* One thread unmaps and maps again, another protects, while children read. */
 struct changer {
 	struct af_region *r;
