@@ -188,6 +188,8 @@ int af_reap(struct af_child *c);	/* its wait status */
 bool af_fault_init(void);
 int af_fault_arm(unsigned int nth);
 bool af_fault_disarm(int fd);
+int af_fault_arm_two(unsigned int nth);
+bool af_fault_disarm_two(int fd);
 int af_fault_tables(long times);
 int af_fault_atomic(void);
 void af_fault_pages_end(int fd);

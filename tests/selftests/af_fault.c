@@ -85,6 +85,39 @@ bool af_fault_disarm(int fd)
 	return failed;
 }
 
+static int probability = -1;
+
+/*
+ * As af_fault_arm(), and the slab allocation behind that one fails, too, as
+ * kvmalloc() tries twice. Ends with af_fault_disarm_two(), which opens nothing:
+ * that could fail.
+ */
+int af_fault_arm_two(unsigned int nth)
+{
+	int fd = af_fault_arm(0);
+
+	probability = open(SLAB "probability", O_WRONLY | O_CLOEXEC);
+	if (probability < 0 || set_number(SLAB "task-filter", 1) ||
+	    set_number(SLAB "times", 2) ||
+	    af_write_file("/proc/thread-self/make-it-fail", "1") ||
+	    fd < 0 || write(probability, "100", 3) != 3)
+		return -1;
+	dprintf(fd, "%u", nth);
+	return fd;
+}
+
+bool af_fault_disarm_two(int fd)
+{
+	bool failed;
+
+	if (pwrite(probability, "0", 1, 0) != 1)
+		perror("# failslab/probability");
+	close(probability);
+	failed = af_fault_disarm(fd);
+	af_write_file("/proc/thread-self/make-it-fail", "0");
+	return failed;
+}
+
 /* The same as below, but for the allocations that @spared names. */
 static int fault_pages(const char *spared, long times)
 {
