@@ -110,7 +110,7 @@ bool af_fault_disarm_two(int fd)
 {
 	bool failed;
 
-	if (pwrite(probability, "0", 1, 0) != 1)
+	if (write(probability, "0", 1) != 1)
 		perror("# failslab/probability");
 	close(probability);
 	failed = af_fault_disarm(fd);
