@@ -233,6 +233,7 @@ TEST_F(again, six_generations)
 struct forker {
 	struct af_region *r;
 	int rounds, done, wrong;
+	unsigned int linger;	/* how long a child lives, in us */
 	pthread_t thread;
 };
 
@@ -243,10 +244,14 @@ static void *fork_loop(void *arg)
 
 	for (f->done = 0; f->done < f->rounds; f->done++) {
 		size_t page = af_piece(f->done % PIECES) + f->done;
-		pid_t pid = fork();
+		/* fork() holds the C library's locks: two never meet in it. */
+		pid_t pid = _Fork();
 
-		if (!pid)
+		if (!pid) {
+			/* So that the other thread's fork() finds a session. */
+			usleep(f->linger);
 			_exit(!!af_check(f->r, page, 100, f->r->seed));
+		}
 		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
 			f->wrong++;
 	}
@@ -277,8 +282,9 @@ TEST_F(again, two_threads_fork)
 /* With the workers held, the sessions end by drain and by exit alone. */
 TEST_F(again, two_threads_fork_held)
 {
-	struct forker f[2] = { { .r = &self->r, .rounds = 10 },
-			       { .r = &self->r, .rounds = 10 } };
+	struct forker f[2] = {
+		{ .r = &self->r, .rounds = 10, .linger = 30000 },
+		{ .r = &self->r, .rounds = 10, .linger = 30000 } };
 	int i;
 
 	for (i = 0; i < 2; i++)
