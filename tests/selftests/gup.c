@@ -388,7 +388,7 @@ static void wait_for_fork(const struct pinner *p)
 		spins++;
 }
 
-static void *pin_loop(void *arg)
+static void *pin_once(void *arg)
 {
 	struct pinner *p = arg;
 
@@ -500,7 +500,7 @@ static int race_round(struct pinner *p)
 	pid_t pid;
 	char c;
 
-	if ((p->loop == pin_loop && ring_open(&p->ring)) ||
+	if ((p->loop == pin_once && ring_open(&p->ring)) ||
 	    pipe2(go, O_CLOEXEC) || pipe2(seen, O_CLOEXEC) ||
 	    pthread_create(&thread, NULL, p->loop, p))
 		return 10;
@@ -513,7 +513,7 @@ static int race_round(struct pinner *p)
 		return 14;
 	p->stop = true;
 	pthread_join(thread, &failed);
-	if (failed || pid < 0 || (p->loop == pin_loop && write_through_pin(p)))
+	if (failed || pid < 0 || (p->loop == pin_once && write_through_pin(p)))
 		return 11;
 	race_fill(&p->r, LATER + 1);
 	if (write(go[1], "g", 1) != 1 || waitpid(pid, &status, 0) != pid)
@@ -593,7 +593,7 @@ TEST_F(pin_race, pins_during_fork)
 	if (ring_open(&self->p->ring))
 		SKIP(return, "no io_uring");
 	close(self->p->ring.fd);
-	EXPECT_EQ(0, race(&self->af, self->p, pin_loop));
+	EXPECT_EQ(0, race(&self->af, self->p, pin_once));
 }
 
 TEST_F(pin_race, o_direct_during_fork)
