@@ -421,6 +421,15 @@ static long do_fork_waiter(const struct af_job *job)
 	return pid > 0 ? pid : -errno;
 }
 
+/* Opens a session of 4 million pieces. Returns the child's pid, or an error. */
+static pid_t fork_of_many_pieces(struct af_child *user, struct shared *shared)
+{
+	long ret = af_call(user, do_map, .first = 4, .pages = 2048);
+
+	return ret ? ret : af_call(user, do_fork_waiter,
+				   .seed = (uintptr_t)shared);
+}
+
 /* Whether process *@pid has let go of its memory, or is about to unmap it. */
 static bool has_no_memory(void *pid)
 {
@@ -472,9 +481,7 @@ TEST_F_TIMEOUT(flood, others_end_while_one_stands_still, 300)
 	if (!can_stop_user())
 		SKIP(return, "no bandwidth control of the CPU");
 	self->af.want = 1;
-	ASSERT_EQ(0, af_call(&self->user, do_map, .first = 4, .pages = 2048));
-	waiter = af_call(&self->user, do_fork_waiter,
-			 .seed = (uintptr_t)self->shared);
+	waiter = fork_of_many_pieces(&self->user, self->shared);
 	ASSERT_LT(0, waiter);
 	ASSERT_EQ(0, stop_user(true));
 	self->shared->exit = true;
@@ -514,9 +521,7 @@ TEST_F_TIMEOUT(flood, last_one_inside_ends_the_session, 300)
 	if (!can_stop_user())
 		SKIP(return, "no bandwidth control of the CPU");
 	self->af.want = 1;
-	ASSERT_EQ(0, af_call(&self->user, do_map, .first = 4, .pages = 2048));
-	waiter = af_call(&self->user, do_fork_waiter,
-			 .seed = (uintptr_t)self->shared);
+	waiter = fork_of_many_pieces(&self->user, self->shared);
 	ASSERT_LT(0, waiter);
 	ASSERT_EQ(0, stop_user(true));
 	ASSERT_EQ(0, af_post(&self->user, &(struct af_job){ .fn = do_protect }));

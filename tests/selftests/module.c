@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "harness.h"
 #include "module.h"
@@ -85,51 +86,79 @@ TEST_F(module, goes_under_an_idle_parent)
 	EXPECT_EQ(0, ret);
 }
 
+struct traffic {
+	struct af_region *r;
+	int stop;
+	int times;	/* that the module went */
+};
+
+/* Forks until it is told to stop. Returns 0 if all children were right. */
+static int forks(struct traffic *traffic)
+{
+	size_t page = af_piece(1) + 3;
+	struct af_region *r = traffic->r;
+	unsigned int pause = 1000;
+	int round = 0, seen = 0, times;
+	struct af_child c;
+	long wrong = 0;
+
+	while (!__atomic_load_n(&traffic->stop, __ATOMIC_RELAXED)) {
+		if (af_spawn_other(&c))
+			return 2;
+		/* A parent without hooks would wait in its fault. */
+		if (round++ % 2)
+			wrong = af_child_check(&c, r, page, 8, r->seed);
+		af_fill(r, page, 1, 0x77);
+		wrong += af_child_check(&c, r, page, 8, r->seed);
+		if (af_end(&c))
+			return 3;
+		if (wrong)
+			return 1;
+		af_fill(r, page, 1, r->seed);
+		if (round % 4)
+			continue;
+		/*
+		 * The module goes only between two sessions, and the last one
+		 * ends a grace period later: leave it more time until it goes.
+		 */
+		times = __atomic_load_n(&traffic->times, __ATOMIC_RELAXED);
+		if (times != seen)
+			pause = 1000;
+		else if (pause < 1000000)
+			pause *= 2;
+		seen = times;
+		usleep(pause);
+	}
+	return 0;
+}
+
 /*
  * A fork that begins while the module comes must find every hook on: a child
  * of a lazy fork without hooks reads zeroes.
  */
 TEST_F(module, comes_and_goes_while_forks_run)
 {
-	int *stop = af_shared(4096), status, i, times = 0;
-	size_t page = af_piece(1) + 3;
+	struct traffic *traffic = af_shared(sizeof(*traffic));
+	time_t until = time(NULL) + 60;
+	int status;
 	pid_t pid;
 
 	ASSERT_EQ(0, af_release(&self->af));
 	self->af.spare = 100000;
 	self->af.allow |= AF_ALLOW(AF_FB_MODULE) | AF_ALLOW(AF_CANCEL);
+	traffic->r = &self->r;
 	pid = fork();
-	if (!pid) {
-		struct af_child c;
-		long wrong = 0;
-		int round = 0;
-
-		while (!__atomic_load_n(stop, __ATOMIC_RELAXED) && !wrong) {
-			if (af_spawn_other(&c))
-				_exit(2);
-			/* A parent without hooks would wait in its fault. */
-			if (round++ % 2)
-				wrong = af_child_check(&c, &self->r, page, 8,
-						       self->r.seed);
-			af_fill(&self->r, page, 1, 0x77);
-			wrong += af_child_check(&c, &self->r, page, 8,
-						self->r.seed);
-			if (af_end(&c))
-				_exit(3);
-			af_fill(&self->r, page, 1, self->r.seed);
-		}
-		_exit(wrong ? 1 : 0);
-	}
-	/* It goes only between two sessions. */
-	for (i = 0; i < 50 * ROUNDS && times < ROUNDS; i++) {
+	if (!pid)
+		_exit(forks(traffic));
+	while (traffic->times < ROUNDS && time(NULL) < until) {
 		if (!unload_module()) {
-			times++;
+			__atomic_fetch_add(&traffic->times, 1, __ATOMIC_RELAXED);
 			EXPECT_EQ(0, load_module());
 		}
-		usleep(20000);
+		usleep(1000);
 	}
-	EXPECT_GT(times, 0);
-	__atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+	EXPECT_GT(traffic->times, 0);
+	__atomic_store_n(&traffic->stop, 1, __ATOMIC_RELAXED);
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_EQ(0, status);
 }

@@ -160,6 +160,13 @@ TEST_F(stress, writers_against_reading_child)
 	}
 }
 
+/* Each of two threads has a word of its own in every page. */
+static volatile uint64_t *word_of(const struct af_region *r, size_t page,
+				  int lane)
+{
+	return (volatile uint64_t *)(af_page(r, page) + 512 + 8 * lane);
+}
+
 /* Writers that run on through forks: each child must see one state, twice. */
 static void *write_on(void *arg)
 {
@@ -168,8 +175,7 @@ static void *write_on(void *arg)
 	while (!*c->stop) {
 		size_t page = (c->rounds++ * 97) % c->r->pages;
 
-		*(volatile uint64_t *)(af_page(c->r, page) + 512 +
-				       8 * c->lane) += 1;
+		*word_of(c->r, page, c->lane) += 1;
 	}
 	return NULL;
 }
@@ -180,8 +186,7 @@ static uint64_t sum_lanes(const struct af_region *r)
 	size_t i;
 
 	for (i = 0; i < r->pages; i++)
-		sum += *(volatile uint64_t *)(af_page(r, i) + 512) * 31 +
-		       *(volatile uint64_t *)(af_page(r, i) + 520);
+		sum += *word_of(r, i, 0) * 31 + *word_of(r, i, 1);
 	return sum;
 }
 
@@ -210,8 +215,7 @@ TEST_F(stress, snapshot_does_not_move)
 	for (i = 0; i < 2; i++)
 		pthread_join(c[i].thread, NULL);
 	for (i = 0; i < (int)self->r.pages; i++)
-		total += *(uint64_t *)(af_page(&self->r, i) + 512) +
-			 *(uint64_t *)(af_page(&self->r, i) + 520);
+		total += *word_of(&self->r, i, 0) + *word_of(&self->r, i, 1);
 	EXPECT_EQ(c[0].rounds + c[1].rounds, total);
 }
 
@@ -224,11 +228,6 @@ struct stamper {
 	pthread_t thread;
 };
 
-static volatile uint64_t *stamp_in(struct af_region *r, size_t page, int lane)
-{
-	return (volatile uint64_t *)(af_page(r, page) + 512 + 8 * lane);
-}
-
 static void *stamp_on(void *arg)
 {
 	struct stamper *s = arg;
@@ -236,7 +235,7 @@ static void *stamp_on(void *arg)
 
 	/* From piece to piece, so that many copies are met half way. */
 	for (i = s->lane; !*s->stop; i += AF_PIECE_PAGES + 97)
-		*stamp_in(s->r, i % s->r->pages, s->lane) = *s->now;
+		*word_of(s->r, i % s->r->pages, s->lane) = *s->now;
 	return NULL;
 }
 
@@ -246,7 +245,7 @@ static long count_stamps_behind(struct af_region *r, uint64_t mine)
 	size_t i;
 
 	for (i = 0; i < r->pages; i++)
-		wrong += *stamp_in(r, i, 0) > mine || *stamp_in(r, i, 1) > mine;
+		wrong += *word_of(r, i, 0) > mine || *word_of(r, i, 1) > mine;
 	return wrong;
 }
 
@@ -261,7 +260,7 @@ TEST_F(stress, nothing_later_reaches_a_child)
 	int i, status;
 
 	for (i = 0; i < (int)self->r.pages; i++)
-		*stamp_in(&self->r, i, 0) = *stamp_in(&self->r, i, 1) = 0;
+		*word_of(&self->r, i, 0) = *word_of(&self->r, i, 1) = 0;
 	for (i = 0; i < 2; i++)
 		ASSERT_EQ(0, pthread_create(&s[i].thread, NULL, stamp_on,
 					    &s[i]));
