@@ -661,10 +661,13 @@ static struct watch watch_parent(struct pair *pair, const struct af *af)
 	long pieces;
 
 	while (!poll(&reply, 1, 1)) {
+		pieces = af_delta(af, AF_PIECE_PARENT);
 		if (!pays(pair->p.pid))
 			continue;
+		/* What it copied since it paid says nothing. */
+		if (pieces != af_delta(af, AF_PIECE_PARENT))
+			continue;
 		w.ever++;
-		pieces = af_delta(af, AF_PIECE_PARENT);
 		if (pieces && pieces < MANY)
 			w.amid++;
 		if (pieces < MANY)

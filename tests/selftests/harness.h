@@ -8,7 +8,7 @@
 
 /* Guests run under emulation, and the debug kernel is slow. */
 #undef TEST_TIMEOUT_DEFAULT
-#define TEST_TIMEOUT_DEFAULT 180
+#define TEST_TIMEOUT_DEFAULT 400
 
 /* In a fixture's setup, before AF_SETUP(): a skip there runs no teardown. */
 #define AF_REGION(region, pieces, kind, seed) do {			\

@@ -121,6 +121,12 @@ FIXTURE_SETUP(leaks)
 	ASSERT_EQ(0, af_poll(has_tables, &self->before, 10));
 }
 
+static bool module_is_free(void *unused)
+{
+	(void)unused;
+	return module_users() == 0;
+}
+
 FIXTURE_TEARDOWN(leaks)
 {
 	struct usage now;
@@ -134,7 +140,7 @@ FIXTURE_TEARDOWN(leaks)
 	       now.group_tables - self->before.group_tables,
 	       now.group_anon - self->before.group_anon);
 	if (self->af.async)
-		EXPECT_EQ(0, module_users());
+		EXPECT_EQ(0, af_poll(module_is_free, NULL, 10));
 	EXPECT_EQ(0, af_write_file(ROOT "/cgroup.procs", "0"));
 	EXPECT_EQ(0, rmdir(GROUP));
 }
