@@ -151,7 +151,7 @@ static bool have_settled(void *arg)
 	usleep(100000);
 	o->same = now == o->last ? o->same + 1 : 0;
 	o->last = now;
-	return o->same >= 25;
+	return o->same >= 50;
 }
 
 /* What HOLDERS pairs that nobody copies for weigh in the group. */

@@ -236,9 +236,11 @@ static long do_collapse(const struct af_job *job)
 	int i, ret = -EAGAIN;
 
 	af_fill_at(job->addr, job->first, 1, SEED);
-	for (i = 0; i < 20 && ret == -EAGAIN; i++)
+	for (i = 0; i < 100 && ret == -EAGAIN; i++) {
 		ret = madvise(job->addr, job->pages * AF_PAGE, MADV_COLLAPSE) ?
 			-errno : 0;
+		usleep(1000);
+	}
 	return ret;
 }
 
@@ -284,9 +286,11 @@ static long collapse_other(pid_t pid, char *addr)
 	long ret = -EAGAIN;
 	int i;
 
-	for (i = 0; i < 20 && ret == -EAGAIN; i++)
+	for (i = 0; i < 100 && ret == -EAGAIN; i++) {
 		ret = syscall(SYS_process_madvise, fd, &iov, 1, MADV_COLLAPSE,
 			      0) < 0 ? -errno : 0;
+		usleep(1000);
+	}
 	close(fd);
 	return ret;
 }

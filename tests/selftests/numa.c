@@ -119,7 +119,7 @@ static long do_read_until_hinted(const struct af_job *job)
 	const struct af_region *r = (const struct af_region *)job->addr;
 	long updates = vmstat("numa_pte_updates");
 	long faults = vmstat("numa_hint_faults");
-	long end = seconds() + 30;
+	long end = seconds() + 120;
 	size_t i;
 
 	while (seconds() < end) {
