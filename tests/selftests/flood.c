@@ -251,7 +251,7 @@ static long do_fork_and_look(const struct af_job *job)
  * the user about as much. Here it maps 8 TiB that hold four pages; its children
  * look at all four, and then there is nothing left to do.
  */
-TEST_F_TIMEOUT(flood, workers_do_no_more_than_their_user, 300)
+TEST_F(flood, workers_do_no_more_than_their_user)
 {
 	long second = sysconf(_SC_CLK_TCK), begin, user_had, workers_had;
 
@@ -370,7 +370,7 @@ static bool is_whole(void *child)
  * The victim sits elsewhere: its sessions are begun, and brought to their end by
  * workers alone while its child sleeps, by the child, or by its parent.
  */
-TEST_F_TIMEOUT(flood, others_have_their_turn, 400)
+TEST_F(flood, others_have_their_turn)
 {
 	struct af_region *r = &self->victim;
 	struct af_child c;
@@ -473,7 +473,7 @@ static bool can_stop_user(void)
  * The user's child has 4 million pieces to look at as it exits, in 1 ms a second.
  * Sessions are freed after a grace period, which must not wait for that child.
  */
-TEST_F_TIMEOUT(flood, others_end_while_one_stands_still, 300)
+TEST_F(flood, others_end_while_one_stands_still)
 {
 	struct af_child c;
 	pid_t waiter;
@@ -519,7 +519,7 @@ static bool is_copied(void *af)
  * A session is over while its parent is still inside, who looks at a million
  * pieces in 1 ms a second: he has the last reference, and gives it up.
  */
-TEST_F_TIMEOUT(flood, last_one_inside_ends_the_session, 300)
+TEST_F(flood, last_one_inside_ends_the_session)
 {
 	pid_t waiter;
 
@@ -603,7 +603,7 @@ static bool is_in_migration(void *moved)
  * migration all the time. They must not wait for that: one of all runs at a time,
  * and it is the victim's turn.
  */
-TEST_F_TIMEOUT(flood, others_are_copied_during_a_migration, 300)
+TEST_F(flood, others_are_copied_during_a_migration)
 {
 	struct moved moved = { .pid = self->user.pid };
 	char active[16];
