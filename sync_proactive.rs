@@ -4,8 +4,9 @@
 //! synchronisation).
 //!
 //! The parent's content is right as it is; it syncs before it writes, pins, frees, moves or changes
-//! entries. The child syncs before every look at content. Both call in with their own `mmap_lock`
-//! or VMA lock held as the caller has it; nothing here takes a lock of the other side. May sleep.
+//! entries, as every fault does. The child syncs before every look at content. Both call in with
+//! their own `mmap_lock` or VMA lock held as the caller has it; nothing here takes a lock of the
+//! other side. May sleep.
 
 #![deny(unsafe_code)]
 
@@ -22,8 +23,9 @@ const HELP_BYTES: usize = 32 << 20;
 /// What somebody is about to do at an address.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Access {
+    /// A read of what is mapped; its entry stays as it is.
     Read,
-    /// A write, an unshare or a pin.
+    /// A write, an unshare, a pin or any fault.
     Write,
 }
 

@@ -5,6 +5,9 @@
  *
  * Guards madvise_free_single_vma().
  */
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
 #include "harness.h"
 
 #define PIECES	3
@@ -89,6 +92,116 @@ TEST_F(lazyfree, by_child)
 	EXPECT_EQ(0, af_child_check(&self->c, &self->r, 0, FIRST, SEED));
 	EXPECT_EQ(0, af_release(&self->af));
 	EXPECT_EQ(0, af_child_check(&self->c, &self->r, FIRST, PAGES, LATER));
+	EXPECT_EQ(0, af_check_all(&self->r));
+}
+
+/*
+ * A swap device that is done at once, such as zram: a page that only one process
+ * maps comes back without the swap cache, clean, and its slot is given back.
+ * MADV_FREE takes a clean page outside the swap cache without counting who maps
+ * it. After a plain fork two map it, and it stays in the cache.
+ */
+FIXTURE(swapin) {
+	struct af af;
+	struct af_region r;
+	struct af_child c;
+};
+
+#define DISK	"/dev/ram0"
+#define ROOT	"/sys/fs/cgroup"
+#define GROUP	ROOT "/af-lazyfree"
+
+/* Prepares DISK and uses it before all others. */
+static int swap_to_ram(void)
+{
+	static union {
+		char bytes[AF_PAGE];
+		struct {
+			char boot[1024];
+			uint32_t version, last_page;
+		} info;
+	} head;
+	int fd = open(DISK, O_RDWR | O_CLOEXEC);
+	off_t size = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
+	int bad;
+
+	if (fd < 0)
+		return -errno;
+	head.info.version = 1;
+	head.info.last_page = size / AF_PAGE - 1;
+	memcpy(head.bytes + AF_PAGE - 10, "SWAPSPACE2", 10);
+	bad = pwrite(fd, &head, AF_PAGE, 0) != AF_PAGE || fsync(fd);
+	close(fd);
+	return bad ? -EIO : swapon(DISK, SWAP_FLAG_PREFER | SWAP_FLAG_PRIO_MASK) ?
+		-errno : 0;
+}
+
+FIXTURE_SETUP(swapin)
+{
+	if (access(DISK, W_OK) || !af_have_swap())
+		SKIP(return, "needs " DISK " and a swap device");
+	af_write_file(ROOT "/cgroup.subtree_control", "+memory");
+	/* A run that died has left them. */
+	swapoff(DISK);
+	rmdir(GROUP);
+	if (mkdir(GROUP, 0755))
+		SKIP(return, "no cgroup v2 at " ROOT);
+	ASSERT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
+	ASSERT_EQ(0, swap_to_ram());
+	AF_REGION(&self->r, 1, AF_BASE, SEED);
+	ASSERT_EQ(0, madvise(af_page(&self->r, AF_HEAD), AF_PIECE,
+			     MADV_PAGEOUT));
+	ASSERT_LE((long)(AF_PIECE / 1024) / 2,
+		  af_smaps_kb(self->r.base, "Swap"));
+	AF_SETUP(AF_HOLD);
+	AF_SPAWN(&self->c);
+}
+
+static bool group_is_gone(void *unused)
+{
+	(void)unused;
+	return !rmdir(GROUP) || errno == ENOENT;
+}
+
+FIXTURE_TEARDOWN(swapin)
+{
+	AF_EXIT_OK(&self->c);
+	EXPECT_EQ(0, swapoff(DISK));
+	EXPECT_EQ(0, af_write_file(ROOT "/cgroup.procs", "0"));
+	EXPECT_EQ(0, af_poll(group_is_gone, NULL, 20));
+	AF_FINISH();
+}
+
+static long do_just_free(const struct af_job *job)
+{
+	return madvise(job->addr, job->pages * AF_PAGE, MADV_FREE);
+}
+
+#define PIECE (&(struct af_job){ .fn = do_just_free, .first = AF_HEAD,	\
+	.addr = af_page(&self->r, AF_HEAD), .pages = AF_PIECE_PAGES })
+
+/* Has the kernel take what it can, which MADV_PAGEOUT leaves alone. */
+static void reclaim_all(void)
+{
+	int i;
+
+	for (i = 0; i < 20; i++)
+		af_write_file(GROUP "/memory.reclaim", "8M");
+}
+
+TEST_F(swapin, parent_reads_and_frees)
+{
+	EXPECT_EQ(0, af_check_all(&self->r));
+	EXPECT_EQ(0, do_just_free(PIECE));
+	reclaim_all();
+	EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
+}
+
+TEST_F(swapin, parent_reads_child_frees)
+{
+	EXPECT_EQ(0, af_check_all(&self->r));
+	EXPECT_EQ(0, af_run(&self->c, PIECE));
+	reclaim_all();
 	EXPECT_EQ(0, af_check_all(&self->r));
 }
 

@@ -4,7 +4,7 @@
  * section 9, item 6): what UFFDIO_* puts into one side's holes must not reach
  * the other side, and must not hide what the other side's fork left there.
  *
- * Guards userfaultfd_register_range(), move_pages() and change_protection().
+ * Guards userfaultfd_register_range(), move_pages() and handle_mm_fault().
  */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -221,6 +221,24 @@ TEST_F(uffd, child_zeroes_dropped)
 	EXPECT_EQ(0, af_call(&self->c, af_do_zero, .addr = job.addr,
 			     .pages = 1));
 	EXPECT_EQ(0, af_check(&self->r, first, 1, self->r.seed));
+}
+
+/*
+ * The parent has read the hole meanwhile, and so has the zero page there. That is
+ * younger than the fork: the child still has nothing.
+ */
+TEST_F(uffd, child_copies_into_hole_that_parent_read)
+{
+	struct af_job job = *HOLE(LATER);
+
+	EXPECT_EQ(0, af_check_zero(self->hole, HOLE_PAGES));
+	EXPECT_EQ(0, af_call(&self->c, do_register, .addr = (char *)&self->r,
+			     .first = UFFDIO_REGISTER_MODE_MISSING));
+	job.fn = do_copy_in;
+	EXPECT_EQ(0, af_run(&self->c, &job));
+	EXPECT_EQ(0, af_child_check(&self->c, &self->r, self->hole_first,
+				    HOLE_PAGES, LATER));
+	EXPECT_EQ(0, af_check_zero(self->hole, HOLE_PAGES));
 }
 
 /*
