@@ -3,8 +3,7 @@
  * Rights, locks and the heap's end: mprotect(), mlock() and brk() on either
  * side while the session is open.
  *
- * Guards the hooks in change_protection(), mlock_vma_pages_range() and
- * vms_clear_ptes() (brk).
+ * Guards the hooks in mprotect_fixup(), mlock_fixup() and vms_clear_ptes() (brk).
  */
 #include <setjmp.h>
 #include <signal.h>

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "harness.h"
+#include "mover.h"
 
 #define PIECES	3
 #define SEED	0xe1UL
@@ -123,19 +124,6 @@ TEST_F(reclaim, swapoff_during_session)
 	CHECK_BOTH();
 }
 
-static bool two_nodes(void)
-{
-	return !access("/sys/devices/system/node/node1", F_OK);
-}
-
-/* Moves all of process @pid from one node to the other. */
-static long migrate(pid_t pid, unsigned long from, unsigned long to)
-{
-	unsigned long old = 1UL << from, new = 1UL << to;
-
-	return syscall(SYS_migrate_pages, pid, 8 * sizeof(old), &old, &new);
-}
-
 /*
  * migrate_pages(2) to and fro, of the parent and of the child, while the
  * session is copied: no migration entry may be left behind.
@@ -144,14 +132,14 @@ TEST_F(reclaim, migrate_pages)
 {
 	int i;
 
-	if (!two_nodes())
+	if (!mover_can())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	AF_SPAWN(&self->c);
-	EXPECT_GE(migrate(0, 0, 1), 0);
+	EXPECT_GE(mover_move(0, 0, 1), 0);
 	EXPECT_EQ(0, af_release(&self->af));
 	for (i = 0; i < 6; i++) {
-		EXPECT_GE(migrate(0, i % 2 ? 0 : 1, i % 2), 0);
-		EXPECT_GE(migrate(self->c.pid, i % 2 ? 0 : 1, i % 2), 0);
+		EXPECT_GE(mover_move(0, i % 2 ? 0 : 1, i % 2), 0);
+		EXPECT_GE(mover_move(self->c.pid, i % 2 ? 0 : 1, i % 2), 0);
 	}
 	CHECK_BOTH();
 }
@@ -165,14 +153,14 @@ TEST_F(reclaim, migrate_pages_after_growth)
 	char *end = self->r.base + LEN;
 	int i;
 
-	if (!two_nodes())
+	if (!mover_can())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	ASSERT_EQ(0, munmap(end, AF_PIECE));
 	AF_SPAWN(&self->c);
 	ASSERT_EQ(self->r.base, mremap(self->r.base, LEN, LEN + AF_PIECE, 0));
 	EXPECT_EQ(0, af_release(&self->af));
 	for (i = 0; i < 8; i++)
-		EXPECT_GE(migrate(0, i % 2, i % 2 ? 0 : 1), 0);
+		EXPECT_GE(mover_move(0, i % 2, i % 2 ? 0 : 1), 0);
 	CHECK_BOTH();
 }
 
@@ -190,7 +178,7 @@ TEST_F(reclaim, mbind_moves)
 	struct af_job job = { .fn = do_mbind, .addr = self->r.base,
 			      .pages = self->r.pages, .first = 1 };
 
-	if (!two_nodes())
+	if (!mover_can())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, do_mbind(&job));
@@ -328,8 +316,8 @@ TEST_F(reclaim, lazyfree_before_fork)
 	ASSERT_EQ(0, madvise(job.addr, job.pages * AF_PAGE, MADV_FREE));
 	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, af_release(&self->af));
-	for (i = 0; two_nodes() && i < 4; i++)
-		migrate(0, i % 2, i % 2 ? 0 : 1);
+	for (i = 0; mover_can() && i < 4; i++)
+		mover_move(0, i % 2, i % 2 ? 0 : 1);
 	if (af_have_swap())
 		madvise(job.addr, AF_PIECE, MADV_PAGEOUT);
 	EXPECT_EQ(0, do_check_free(&job));
@@ -347,7 +335,7 @@ static void *pull_at_pages(void *stop)
 	int i;
 
 	for (i = 0; !*(volatile bool *)stop; i++) {
-		migrate(0, i % 2, i % 2 ? 0 : 1);
+		mover_move(0, i % 2, i % 2 ? 0 : 1);
 		af_write_file(GROUP "/memory.reclaim", "1M");
 	}
 	return NULL;
@@ -372,7 +360,7 @@ TEST_F(reclaim, lazyfree_pulled_at)
 	af_write_file(ROOT "/cgroup.subtree_control", "+memory");
 	/* A run that died has left it. */
 	rmdir(GROUP);
-	if (!two_nodes() || mkdir(GROUP, 0755))
+	if (!mover_can() || mkdir(GROUP, 0755))
 		SKIP(return, "needs two nodes (scripts/vm --numa) and cgroup v2");
 	EXPECT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, pull_at_pages,
