@@ -432,6 +432,21 @@ static long act_move(const struct af_job *job)
 	return 0;
 }
 
+/* All of the caller to node 1; what cannot move is not this page. */
+static long act_migrate(const struct af_job *job)
+{
+	unsigned long from = 1, to = 2;
+	void *page = job->addr;
+	int status = -1;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		return CANNOT;
+	if (syscall(SYS_migrate_pages, 0, 64, &from, &to) < 0 ||
+	    syscall(SYS_move_pages, 0, 1, &page, NULL, &status, 0))
+		return failed(-1);
+	return status == 1 ? 0 : 1;
+}
+
 /* The page is on one of the two nodes: one of two strict bindings must fail. */
 static long act_bind_strict(const struct af_job *job)
 {
@@ -712,6 +727,7 @@ ROW(mincore, 0, 1);
 ROW(where, 0, 1);
 ROW(move, 0, 1);
 ROW(bind_strict, 0, 1);
+ROW(migrate, 0, PIECES);
 
 /* Need nothing. */
 ROW(flags, 0, 0);
