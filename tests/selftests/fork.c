@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <spawn.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include "harness.h"
 
 #define PIECES	4
@@ -395,6 +396,84 @@ TEST_F(again, wipeonfork_and_dontfork)
 	EXPECT_EQ(0, mincore(dont, 1, &vec));
 	EXPECT_EQ(0, af_check_all(&self->r));
 	AF_EXIT_OK(&c);
+}
+
+/* Memory whose drain takes a while, and a heap whose end moves meanwhile. */
+FIXTURE(drain) {
+	struct af af;
+	struct af_region r;
+	char *end;		/* of the heap */
+};
+
+#define DRAINED	48
+#define SHRINK	(256 * AF_PAGE)
+
+FIXTURE_SETUP(drain)
+{
+	AF_REGION(&self->r, DRAINED, AF_ZERO, SEED);
+	ASSERT_NE((void *)-1, sbrk(2 * SHRINK));
+	self->end = sbrk(0);
+	AF_SETUP(AF_HOLD);
+}
+
+FIXTURE_TEARDOWN(drain)
+{
+	AF_FINISH();
+}
+
+static bool parent_copies(void *af)
+{
+	return af_delta(af, AF_PIECE_PARENT) > 0;
+}
+
+struct shrinker {
+	struct af *af;
+	char *end;
+	int ret;
+};
+
+static void *shrink_heap(void *arg)
+{
+	struct shrinker *s = arg;
+
+	s->ret = af_poll(parent_copies, s->af, 60) ||
+		syscall(SYS_brk, s->end) != (long)s->end;
+	return NULL;
+}
+
+/* What lies right below the heap's end must be there. */
+static long do_heap_has_end(const struct af_job *job)
+{
+	char *end = (char *)syscall(SYS_brk, 0);
+	unsigned char vec;
+
+	(void)job;
+	return mincore(end - AF_PAGE, AF_PAGE, &vec) ? -errno : 0;
+}
+
+/*
+ * The second fork() has to complete the first one's session. The child must have
+ * the mm of one instant: not the heap's end of before, and VMAs of after.
+ */
+TEST_F(drain, heap_shrinks_meanwhile)
+{
+	struct shrinker s = { .af = &self->af, .end = self->end - SHRINK };
+	struct af_child first, second;
+	pthread_t thread;
+
+	if (!self->af.held)
+		SKIP(return, "needs held workers (debug kernel)");
+	AF_SPAWN(&first);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, shrink_heap, &s));
+	AF_SPAWN(&second);
+	pthread_join(thread, NULL);
+	EXPECT_EQ(0, s.ret);
+	EXPECT_EQ(0, af_call(&second, do_heap_has_end));
+	EXPECT_EQ(0, af_call(&first, do_heap_has_end));
+	EXPECT_EQ(0, af_child_check_all(&first, &self->r));
+	EXPECT_EQ(0, af_child_check_all(&second, &self->r));
+	AF_EXIT_OK(&second);
+	AF_EXIT_OK(&first);
 }
 
 TEST_HARNESS_MAIN
