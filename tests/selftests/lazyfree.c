@@ -3,9 +3,10 @@
  * MADV_FREE while the session is open, and then reclaim: what the one side
  * gives up, the other keeps. Pages that both sides map are not given up at all.
  *
- * Guards madvise_free_single_vma().
+ * Guards madvise_free_single_vma(), and faults that read.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
 #include "harness.h"
@@ -16,6 +17,9 @@
 
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT	21
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
 #endif
 
 FIXTURE(lazyfree) {
@@ -104,7 +108,7 @@ TEST_F(lazyfree, by_child)
 FIXTURE(swapin) {
 	struct af af;
 	struct af_region r;
-	struct af_child c;
+	struct af_child c, ballast;
 };
 
 #define DISK	"/dev/ram0"
@@ -148,13 +152,13 @@ FIXTURE_SETUP(swapin)
 		SKIP(return, "no cgroup v2 at " ROOT);
 	ASSERT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
 	ASSERT_EQ(0, swap_to_ram());
+	ASSERT_EQ(0, af_spawn_other(&self->ballast));
 	AF_REGION(&self->r, 1, AF_BASE, SEED);
 	ASSERT_EQ(0, madvise(af_page(&self->r, AF_HEAD), AF_PIECE,
 			     MADV_PAGEOUT));
 	ASSERT_LE((long)(AF_PIECE / 1024) / 2,
 		  af_smaps_kb(self->r.base, "Swap"));
 	AF_SETUP(AF_HOLD);
-	AF_SPAWN(&self->c);
 }
 
 static bool group_is_gone(void *unused)
@@ -166,6 +170,7 @@ static bool group_is_gone(void *unused)
 FIXTURE_TEARDOWN(swapin)
 {
 	AF_EXIT_OK(&self->c);
+	AF_EXIT_OK(&self->ballast);
 	EXPECT_EQ(0, swapoff(DISK));
 	EXPECT_EQ(0, af_write_file(ROOT "/cgroup.procs", "0"));
 	EXPECT_EQ(0, af_poll(group_is_gone, NULL, 20));
@@ -191,6 +196,7 @@ static void reclaim_all(void)
 
 TEST_F(swapin, parent_reads_and_frees)
 {
+	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, af_check_all(&self->r));
 	EXPECT_EQ(0, do_just_free(PIECE));
 	reclaim_all();
@@ -199,10 +205,95 @@ TEST_F(swapin, parent_reads_and_frees)
 
 TEST_F(swapin, parent_reads_child_frees)
 {
+	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, af_check_all(&self->r));
 	EXPECT_EQ(0, af_run(&self->c, PIECE));
 	reclaim_all();
 	EXPECT_EQ(0, af_check_all(&self->r));
+}
+
+#define BALLAST	(64UL << 20)
+
+/* What memory.high cannot push out. */
+static long do_lock_ballast(const struct af_job *job)
+{
+	void *p = mmap(NULL, BALLAST, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	(void)job;
+	return p == MAP_FAILED || mlock(p, BALLAST);
+}
+
+struct collapser {
+	char *addr;
+	volatile pid_t tid;
+	int looks;
+	pthread_t thread;
+};
+
+static void *collapse(void *arg)
+{
+	struct collapser *c = arg;
+
+	c->tid = gettid();
+	/* Pages that a child shares cannot be collapsed: it may well fail. */
+	madvise(c->addr, AF_PIECE, MADV_COLLAPSE);
+	return NULL;
+}
+
+/* For how long has it been asleep at each look? Its own locks take less. */
+static bool is_stopped(void *arg)
+{
+	struct collapser *c = arg;
+	char path[64], text[512], *state;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", c->tid);
+	if (!c->tid || af_read_file(path, text, sizeof(text)))
+		return false;
+	state = strrchr(text, ')');
+	c->looks = state && state[2] == 'D' ? c->looks + 1 : 0;
+	return c->looks > 30;
+}
+
+/*
+ * MADV_COLLAPSE swaps in, without a fault. Its charge for the huge page is above
+ * memory.high: it sleeps in there with no lock held, and fork() comes between.
+ */
+static void collapse_around_fork(struct __test_metadata *_metadata,
+				 FIXTURE_DATA(swapin) *self)
+{
+	struct collapser c = { .addr = af_page(&self->r, AF_HEAD) };
+
+	ASSERT_EQ(0, af_call(&self->ballast, do_lock_ballast));
+	ASSERT_EQ(0, madvise(self->r.base, self->r.pages * AF_PAGE,
+			     MADV_HUGEPAGE));
+	ASSERT_EQ(0, af_write_file(GROUP "/memory.high", "4M"));
+	/* A page that can be written, else there is nothing to collapse. */
+	af_fill(&self->r, AF_HEAD + 7, 1, SEED);
+	ASSERT_EQ(0, pthread_create(&c.thread, NULL, collapse, &c));
+	EXPECT_EQ(0, af_poll(is_stopped, &c, 20));
+	ASSERT_EQ(0, af_write_file(GROUP "/memory.high", "max"));
+	AF_SPAWN(&self->c);
+	pthread_join(c.thread, NULL);
+	/* Else fork() came too late or too early, and this proved nothing. */
+	if (self->af.held)
+		EXPECT_EQ(1, af_delta(&self->af, AF_PIECE_PARENT));
+}
+
+TEST_F(swapin, parent_collapses_child_frees)
+{
+	collapse_around_fork(_metadata, self);
+	EXPECT_EQ(0, af_run(&self->c, PIECE));
+	reclaim_all();
+	EXPECT_EQ(0, af_check_all(&self->r));
+}
+
+TEST_F(swapin, parent_collapses_and_frees)
+{
+	collapse_around_fork(_metadata, self);
+	EXPECT_EQ(0, do_just_free(PIECE));
+	reclaim_all();
+	EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
 }
 
 TEST_HARNESS_MAIN
