@@ -6,8 +6,11 @@
  * Guards the drain at the start of dup_mmap(), mm_init() (the new mm must not
  * inherit the pointer) and the publication of the session.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -426,18 +429,30 @@ static bool parent_copies(void *af)
 	return af_delta(af, AF_PIECE_PARENT) > 0;
 }
 
-struct shrinker {
+/* What the other thread does as soon as fork() copies. */
+struct meanwhile {
 	struct af *af;
-	char *end;
+	char *end;		/* the heap's, to be */
 	int ret;
 };
 
-static void *shrink_heap(void *arg)
-{
-	struct shrinker *s = arg;
+/* What it leaves behind in memory: a new file, a new handler. */
+static volatile int new_file, has_handler;
 
-	s->ret = af_poll(parent_copies, s->af, 60) ||
-		syscall(SYS_brk, s->end) != (long)s->end;
+static void on_signal(int sig)
+{
+	(void)sig;
+}
+
+static void *do_meanwhile(void *arg)
+{
+	struct meanwhile *m = arg;
+
+	m->ret = af_poll(parent_copies, m->af, 60) ||
+		syscall(SYS_brk, m->end) != (long)m->end ||
+		signal(SIGUSR1, on_signal) == SIG_ERR;
+	has_handler = !m->ret;
+	new_file = dup(0);
 	return NULL;
 }
 
@@ -451,24 +466,39 @@ static long do_heap_has_end(const struct af_job *job)
 	return mincore(end - AF_PAGE, AF_PAGE, &vec) ? -errno : 0;
 }
 
-/*
- * The second fork() has to complete the first one's session. The child must have
- * the mm of one instant: not the heap's end of before, and VMAs of after.
- */
-TEST_F(drain, heap_shrinks_meanwhile)
+/* What memory says of files and handlers must be so. */
+static long do_memory_is_true(const struct af_job *job)
 {
-	struct shrinker s = { .af = &self->af, .end = self->end - SHRINK };
+	struct sigaction act;
+
+	(void)job;
+	if (new_file && fcntl(new_file, F_GETFD) < 0)
+		return -errno;
+	if (sigaction(SIGUSR1, NULL, &act))
+		return -errno;
+	return has_handler && act.sa_handler != on_signal;
+}
+
+/*
+ * The second fork() has to complete the first one's session. The child must be
+ * the process of one instant: not with the heap's end, the files and the handlers
+ * of before, and the memory of after.
+ */
+TEST_F(drain, child_is_of_one_instant)
+{
+	struct meanwhile m = { .af = &self->af, .end = self->end - SHRINK };
 	struct af_child first, second;
 	pthread_t thread;
 
 	if (!self->af.held)
 		SKIP(return, "needs held workers (debug kernel)");
 	AF_SPAWN(&first);
-	ASSERT_EQ(0, pthread_create(&thread, NULL, shrink_heap, &s));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, do_meanwhile, &m));
 	AF_SPAWN(&second);
 	pthread_join(thread, NULL);
-	EXPECT_EQ(0, s.ret);
+	EXPECT_EQ(0, m.ret);
 	EXPECT_EQ(0, af_call(&second, do_heap_has_end));
+	EXPECT_EQ(0, af_call(&second, do_memory_is_true));
 	EXPECT_EQ(0, af_call(&first, do_heap_has_end));
 	EXPECT_EQ(0, af_child_check_all(&first, &self->r));
 	EXPECT_EQ(0, af_child_check_all(&second, &self->r));
