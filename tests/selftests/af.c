@@ -96,7 +96,7 @@ bool af_can_hold(void)
 /* Puts every counter that the kernel has into @c, and -1 for the others. */
 void af_counters(struct af_counters *c)
 {
-	static char text[65536];
+	static __thread char text[65536];
 	char *line, *save = NULL;
 	int i;
 

@@ -3,8 +3,8 @@
  * Forks that meet an open session: by the parent, by the child, by threads,
  * and the kinds of process that share an mm.
  *
- * Guards the drain at the start of dup_mmap(), mm_init() (the new mm must not
- * inherit the pointer) and the publication of the session.
+ * Guards the drains in copy_process() and dup_mmap(), mm_init() (the new mm must
+ * not inherit the pointer) and the publication of the session.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -279,7 +279,7 @@ static bool collapse_around_fork(struct __test_metadata *_metadata,
 	af_poll(is_stopped, &c, 5);
 	ASSERT_EQ(0, af_write_file(GROUP "/memory.high", "max"));
 	AF_SPAWN(&self->c);
-	late = c.done;
+	late = c.done || !is_stopped(&c);
 	pthread_join(c.thread, NULL);
 	return !late && (!self->af.held ||
 			 af_delta(&self->af, AF_PIECE_PARENT) == 1);
