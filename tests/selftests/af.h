@@ -108,6 +108,7 @@ int af_region_pageout(struct af_region *r);
 void af_region_free(struct af_region *r);
 const char *af_skip_reason(void);
 long af_smaps_kb(const void *addr, const char *field);
+bool af_two_nodes(void);
 const char *af_swap_device(void);
 bool af_have_swap(void);
 

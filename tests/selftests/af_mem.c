@@ -121,6 +121,12 @@ long af_smaps_kb(const void *addr, const char *field)
 	return kb;
 }
 
+/* Is there a second memory node (scripts/vm --numa)? */
+bool af_two_nodes(void)
+{
+	return !access("/sys/devices/system/node/node1", F_OK);
+}
+
 /* The path of the first swap device, or NULL. */
 const char *af_swap_device(void)
 {

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/times.h>
+#include "mover.h"
 #include "user.h"
 
 #define ROOT	"/sys/fs/cgroup"
@@ -559,45 +560,6 @@ static long do_make_content(const struct af_job *job)
 	return (long)r.base;
 }
 
-/* Moves the caller's pages from node to node until shared->exit. */
-static long do_migrate(const struct af_job *job)
-{
-	struct shared *shared = (struct shared *)job->seed;
-	unsigned long nodes[] = { 1, 2 };
-	long ret = 0;
-	int i;
-
-	for (i = 0; ret >= 0 && !shared->exit; i++)
-		ret = syscall(SYS_migrate_pages, 0, 8 * sizeof(nodes[0]),
-			      &nodes[i % 2], &nodes[!(i % 2)]);
-	return ret < 0 ? -errno : 0;
-}
-
-struct moved {
-	pid_t pid;
-	char *base;
-};
-
-/* Whether page table entries of @moved say that their page is on its way. */
-static bool is_in_migration(void *moved)
-{
-	const struct moved *m = moved;
-	static uint64_t map[MOVED_PIECES * AF_PIECE_PAGES];
-	char path[64];
-	size_t i, found = 0;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", m->pid);
-	fd = open(path, O_RDONLY);
-	if (fd < 0)
-		return false;
-	if (pread(fd, map, sizeof(map), (uintptr_t)m->base / AF_PAGE * 8) > 0)
-		for (i = 0; i < MOVED_PIECES * AF_PIECE_PAGES; i++)
-			found += map[i] >> 62 & 1;
-	close(fd);
-	return found > 0;
-}
-
 /*
  * The user's parent migrates its pages in 1 ms a second, so workers find them in
  * migration all the time. They must not wait for that: one of all runs at a time,
@@ -605,14 +567,15 @@ static bool is_in_migration(void *moved)
  */
 TEST_F(flood, others_are_copied_during_a_migration)
 {
-	struct moved moved = { .pid = self->user.pid };
+	struct moved moved = { .pid = self->user.pid,
+			       .pages = MOVED_PIECES * AF_PIECE_PAGES };
 	char active[16];
 	struct af_child c;
 	pid_t waiter;
 
 	if (!self->af.held)
 		SKIP(return, "needs held workers (debug kernel)");
-	if (!can_stop_user() || access("/sys/devices/system/node/node1", F_OK))
+	if (!can_stop_user() || !af_two_nodes())
 		SKIP(return, "needs bandwidth control of the CPU and two nodes");
 	ASSERT_EQ(0, af_read_file(MAX_ACTIVE_FILE, active, sizeof(active)));
 	ASSERT_EQ(0, af_write_file(MAX_ACTIVE_FILE, "1"));
@@ -622,11 +585,11 @@ TEST_F(flood, others_are_copied_during_a_migration)
 	waiter = af_call(&self->user, do_fork_waiter,
 			 .seed = (uintptr_t)self->shared);
 	ASSERT_LT(0, waiter);
-	ASSERT_EQ(0, af_post(&self->user, &(struct af_job){ .fn = do_migrate,
-		.seed = (uintptr_t)self->shared }));
+	ASSERT_EQ(0, af_post(&self->user, &(struct af_job){ .fn = mover_do_move_on,
+		.addr = (char *)&self->shared->exit }));
 	sleep(1);
 	ASSERT_EQ(0, stop_user(true));
-	ASSERT_EQ(0, af_poll(is_in_migration, &moved, 60));
+	ASSERT_EQ(0, af_poll(mover_moves, &moved, 60));
 	ASSERT_EQ(0, af_release(&self->af));
 	sleep(2);
 

@@ -7,9 +7,9 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
-#include <sys/stat.h>
 #include <sys/swap.h>
 #include "harness.h"
+#include "cgroup.h"
 
 #define PIECES	3
 #define SEED	0x191UL
@@ -112,8 +112,7 @@ FIXTURE(swapin) {
 };
 
 #define DISK	"/dev/ram0"
-#define ROOT	"/sys/fs/cgroup"
-#define GROUP	ROOT "/af-lazyfree"
+#define GROUP	"swapin"
 
 /* Prepares DISK and uses it before all others. */
 static int swap_to_ram(void)
@@ -144,13 +143,11 @@ FIXTURE_SETUP(swapin)
 {
 	if (access(DISK, W_OK) || !af_have_swap())
 		SKIP(return, "needs " DISK " and a swap device");
-	af_write_file(ROOT "/cgroup.subtree_control", "+memory");
-	/* A run that died has left them. */
+	CG_BEGIN();
+	ASSERT_EQ(0, cg_make(GROUP));
+	ASSERT_EQ(0, cg_join(GROUP, getpid()));
+	/* A run that died has left it. */
 	swapoff(DISK);
-	rmdir(GROUP);
-	if (mkdir(GROUP, 0755))
-		SKIP(return, "no cgroup v2 at " ROOT);
-	ASSERT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
 	ASSERT_EQ(0, swap_to_ram());
 	ASSERT_EQ(0, af_spawn_other(&self->ballast));
 	AF_REGION(&self->r, 1, AF_BASE, SEED);
@@ -161,19 +158,13 @@ FIXTURE_SETUP(swapin)
 	AF_SETUP(AF_HOLD);
 }
 
-static bool group_is_gone(void *unused)
-{
-	(void)unused;
-	return !rmdir(GROUP) || errno == ENOENT;
-}
-
 FIXTURE_TEARDOWN(swapin)
 {
 	AF_EXIT_OK(&self->c);
 	AF_EXIT_OK(&self->ballast);
 	EXPECT_EQ(0, swapoff(DISK));
-	EXPECT_EQ(0, af_write_file(ROOT "/cgroup.procs", "0"));
-	EXPECT_EQ(0, af_poll(group_is_gone, NULL, 20));
+	EXPECT_EQ(0, af_write_file(CG_ROOT "/cgroup.procs", "0"));
+	EXPECT_EQ(0, cg_end());
 	AF_FINISH();
 }
 
@@ -191,7 +182,7 @@ static void reclaim_all(void)
 	int i;
 
 	for (i = 0; i < 20; i++)
-		af_write_file(GROUP "/memory.reclaim", "8M");
+		cg_write(GROUP, "memory.reclaim", "8M");
 }
 
 TEST_F(swapin, parent_reads_and_frees)
@@ -272,12 +263,12 @@ static bool collapse_around_fork(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, af_call(&self->ballast, do_lock_ballast));
 	ASSERT_EQ(0, madvise(self->r.base, self->r.pages * AF_PAGE,
 			     MADV_HUGEPAGE));
-	ASSERT_EQ(0, af_write_file(GROUP "/memory.high", "4M"));
+	ASSERT_EQ(0, cg_write(GROUP, "memory.high", "4M"));
 	/* A page that can be written, else there is nothing to collapse. */
 	af_fill(&self->r, AF_HEAD + 7, 1, SEED);
 	ASSERT_EQ(0, pthread_create(&c.thread, NULL, collapse, &c));
 	af_poll(is_stopped, &c, 5);
-	ASSERT_EQ(0, af_write_file(GROUP "/memory.high", "max"));
+	ASSERT_EQ(0, cg_write(GROUP, "memory.high", "max"));
 	AF_SPAWN(&self->c);
 	late = c.done || !is_stopped(&c);
 	pthread_join(c.thread, NULL);

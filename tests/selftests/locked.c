@@ -9,9 +9,7 @@
 #include <fcntl.h>
 #include <linux/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include "harness.h"
-#include "mover.h"
 
 #define PIECES	3
 #define SEED	0x181UL
@@ -161,58 +159,6 @@ TEST_F(locked, parent_unlocks)
 	EXPECT_LE(CHILD_LOCKED(), SLACK);
 	EXPECT_EQ(0, af_run(&self->c, JOB(do_mlock)));
 	EXPECT_GE(CHILD_LOCKED(), ALL - SLACK);
-}
-
-FIXTURE(moved) {
-	struct af af;
-	struct af_region r;
-	struct mover mover;
-	struct af_child c;
-};
-
-FIXTURE_SETUP(moved)
-{
-	if (!mover_can())
-		SKIP(return, "one memory node only (scripts/vm --numa)");
-	ASSERT_EQ(0, mover_make(&self->mover));
-	AF_REGION(&self->r, PIECES, AF_BASE, SEED);
-	if (locked_pages(&self->r) < 0)
-		SKIP(return, "no /proc/kpageflags");
-	AF_SETUP(AF_HOLD);
-}
-
-FIXTURE_TEARDOWN(moved)
-{
-	AF_EXIT_OK(&self->mover.process);
-	AF_FINISH();
-}
-
-/*
- * The second half joins the first, whose VMA is locked, while pages of it are in
- * migration. These are put back locked if the VMA is by then: to be counted once
- * more, for good, by the walk that follows.
- */
-TEST_F(moved, parent_locks_second_half)
-{
-	size_t half = af_piece(PIECES / 2);
-	char *second = af_page(&self->r, half);
-	time_t until = time(NULL) + 60;
-	int round;
-
-	for (round = 0; round < 4 || (self->af.held && time(NULL) < until &&
-			af_delta(&self->af, AF_WAIT_MIGRATION) < 4); round++) {
-		ASSERT_EQ(0, mlock(self->r.base, half * AF_PAGE));
-		AF_SPAWN(&self->c);
-		ASSERT_EQ(0, mover_start(&self->mover, &self->r));
-		EXPECT_EQ(0, mlock(second, (self->r.pages - half) * AF_PAGE));
-		EXPECT_EQ(0, mover_stop(&self->mover));
-		EXPECT_EQ(0, do_munlock(JOB(NULL)));
-		EXPECT_LE(locked_pages(&self->r), SLACK);
-		EXPECT_EQ(0, af_child_check_all(&self->c, &self->r));
-		AF_EXIT_OK(&self->c);
-	}
-	if (self->af.held)
-		EXPECT_LT(0, af_delta(&self->af, AF_WAIT_MIGRATION));
 }
 
 TEST_HARNESS_MAIN

@@ -89,7 +89,7 @@ FIXTURE_VARIANT_ADD(migrating, data_to_code) {
 
 FIXTURE_SETUP(migrating)
 {
-	if (!mover_can())
+	if (!af_two_nodes())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	ASSERT_EQ(0, mover_make(&self->mover));
 	AF_REGION(&self->r, PIECES, AF_BASE, 0x1b1);

@@ -9,19 +9,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "af.h"
 
 struct mover {
 	struct af_child process;
-	volatile int *stop;
+	volatile bool *stop;
 };
-
-static inline bool mover_can(void)
-{
-	return !access("/sys/devices/system/node/node1", F_OK);
-}
 
 /* Before the caller's memory is made, so that the process does not share it. */
 static inline int mover_make(struct mover *m)
@@ -38,9 +34,10 @@ static inline long mover_move(pid_t pid, unsigned long from, unsigned long to)
 	return syscall(SYS_migrate_pages, pid, 8 * sizeof(old), &old, &new);
 }
 
-static long mover_do_move_on(const struct af_job *job)
+/* Moves process job->first, 0 being the caller, until *job->addr. */
+static inline long mover_do_move_on(const struct af_job *job)
 {
-	volatile int *stop = (volatile int *)job->addr;
+	volatile bool *stop = (volatile bool *)job->addr;
 	long ret = 0;
 	int i;
 
@@ -49,20 +46,28 @@ static long mover_do_move_on(const struct af_job *job)
 	return ret < 0 ? -errno : 0;
 }
 
-/* Whether entries of @region say that their page is on its way. */
-static bool mover_moves(void *region)
+struct moved {
+	pid_t pid;
+	const char *base;
+	size_t pages;
+};
+
+/* Whether page table entries of @moved say that their page is on its way. */
+static inline bool mover_moves(void *moved)
 {
-	const struct af_region *r = region;
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	const struct moved *m = moved;
 	uint64_t map[AF_PIECE_PAGES];
-	size_t first, i, found = 0;
+	size_t first, i, n, found = 0;
+	char path[64];
+	int fd;
 
-	for (first = 0; fd >= 0 && first < r->pages; first += AF_PIECE_PAGES) {
-		size_t n = r->pages - first;
-
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", m->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	for (first = 0; fd >= 0 && first < m->pages; first += n) {
+		n = m->pages - first;
 		n = n < AF_PIECE_PAGES ? n : AF_PIECE_PAGES;
-		if (pread(fd, map, 8 * n, (uintptr_t)af_page(r, first) /
-			  AF_PAGE * 8) != (ssize_t)(8 * n))
+		if (pread(fd, map, 8 * n, ((uintptr_t)m->base / AF_PAGE +
+			  first) * 8) != (ssize_t)(8 * n))
 			break;
 		for (i = 0; i < n; i++)
 			found += map[i] >> 62 & 1;
@@ -72,18 +77,20 @@ static bool mover_moves(void *region)
 }
 
 /* From its return on the caller's pages, some of which are in @r, are moved. */
-static inline int mover_start(struct mover *m, struct af_region *r)
+static inline int mover_start(struct mover *m, const struct af_region *r)
 {
-	*m->stop = 0;
+	struct moved moved = { getpid(), r->base, r->pages };
+
+	*m->stop = false;
 	if (af_post(&m->process, &(struct af_job){ .fn = mover_do_move_on,
 			.addr = (char *)m->stop, .first = getpid() }))
 		return -1;
-	return af_poll(mover_moves, r, 60);
+	return af_poll(mover_moves, &moved, 60);
 }
 
 static inline long mover_stop(struct mover *m)
 {
-	*m->stop = 1;
+	*m->stop = true;
 	return af_wait(&m->process);
 }
 

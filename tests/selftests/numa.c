@@ -47,7 +47,7 @@ FIXTURE_SETUP(numa)
 {
 	size_t i;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
+	if (!af_two_nodes())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	if (access(SWITCH, W_OK) || access(SCAN "scan_size_mb", W_OK))
 		SKIP(return, "no NUMA balancing");

@@ -132,7 +132,7 @@ TEST_F(reclaim, migrate_pages)
 {
 	int i;
 
-	if (!mover_can())
+	if (!af_two_nodes())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	AF_SPAWN(&self->c);
 	EXPECT_GE(mover_move(0, 0, 1), 0);
@@ -153,7 +153,7 @@ TEST_F(reclaim, migrate_pages_after_growth)
 	char *end = self->r.base + LEN;
 	int i;
 
-	if (!mover_can())
+	if (!af_two_nodes())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	ASSERT_EQ(0, munmap(end, AF_PIECE));
 	AF_SPAWN(&self->c);
@@ -178,7 +178,7 @@ TEST_F(reclaim, mbind_moves)
 	struct af_job job = { .fn = do_mbind, .addr = self->r.base,
 			      .pages = self->r.pages, .first = 1 };
 
-	if (!mover_can())
+	if (!af_two_nodes())
 		SKIP(return, "one memory node only (scripts/vm --numa)");
 	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, do_mbind(&job));
@@ -316,7 +316,7 @@ TEST_F(reclaim, lazyfree_before_fork)
 	ASSERT_EQ(0, madvise(job.addr, job.pages * AF_PAGE, MADV_FREE));
 	AF_SPAWN(&self->c);
 	EXPECT_EQ(0, af_release(&self->af));
-	for (i = 0; mover_can() && i < 4; i++)
+	for (i = 0; af_two_nodes() && i < 4; i++)
 		mover_move(0, i % 2, i % 2 ? 0 : 1);
 	if (af_have_swap())
 		madvise(job.addr, AF_PIECE, MADV_PAGEOUT);
@@ -360,7 +360,7 @@ TEST_F(reclaim, lazyfree_pulled_at)
 	af_write_file(ROOT "/cgroup.subtree_control", "+memory");
 	/* A run that died has left it. */
 	rmdir(GROUP);
-	if (!mover_can() || mkdir(GROUP, 0755))
+	if (!af_two_nodes() || mkdir(GROUP, 0755))
 		SKIP(return, "needs two nodes (scripts/vm --numa) and cgroup v2");
 	EXPECT_EQ(0, af_write_file(GROUP "/cgroup.procs", "0"));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, pull_at_pages,

@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include "harness.h"
+#include "mover.h"
 
 #define PIECES	3
 #define SEED	0x171UL
@@ -421,7 +422,7 @@ static long act_move(const struct af_job *job)
 	void *page = job->addr;
 	int node, status = -1;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
+	if (!af_two_nodes())
 		return CANNOT;
 	for (node = 1; node >= 0; node--) {
 		if (syscall(SYS_move_pages, 0, 1, &page, &node, &status, 4) < 0)
@@ -435,13 +436,12 @@ static long act_move(const struct af_job *job)
 /* All of the caller to node 1; what cannot move is not this page. */
 static long act_migrate(const struct af_job *job)
 {
-	unsigned long from = 1, to = 2;
 	void *page = job->addr;
 	int status = -1;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
+	if (!af_two_nodes())
 		return CANNOT;
-	if (syscall(SYS_migrate_pages, 0, 64, &from, &to) < 0 ||
+	if (mover_move(0, 0, 1) < 0 ||
 	    syscall(SYS_move_pages, 0, 1, &page, NULL, &status, 0))
 		return failed(-1);
 	return status == 1 ? 0 : 1;
@@ -453,7 +453,7 @@ static long act_bind_strict(const struct af_job *job)
 	unsigned long nodes;
 	int refused = 0;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
+	if (!af_two_nodes())
 		return CANNOT;
 	for (nodes = 1; nodes <= 2; nodes++) {
 		if (!syscall(SYS_mbind, job->addr, LEN(job), MPOL_BIND, &nodes,
