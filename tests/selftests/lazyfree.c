@@ -7,6 +7,7 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/swap.h>
 #include "harness.h"
 #include "cgroup.h"
@@ -108,7 +109,7 @@ TEST_F(lazyfree, by_child)
 FIXTURE(swapin) {
 	struct af af;
 	struct af_region r;
-	struct af_child c, ballast;
+	struct af_child c, ballast, watcher;
 };
 
 #define DISK	"/dev/ram0"
@@ -144,6 +145,8 @@ FIXTURE_SETUP(swapin)
 	if (access(DISK, W_OK) || !af_have_swap())
 		SKIP(return, "needs " DISK " and a swap device");
 	CG_BEGIN();
+	/* It stays outside, where no memory.high stops it. */
+	ASSERT_EQ(0, af_spawn_other(&self->watcher));
 	ASSERT_EQ(0, cg_make(GROUP));
 	ASSERT_EQ(0, cg_join(GROUP, getpid()));
 	/* A run that died has left it. */
@@ -162,6 +165,7 @@ FIXTURE_TEARDOWN(swapin)
 {
 	AF_EXIT_OK(&self->c);
 	AF_EXIT_OK(&self->ballast);
+	AF_EXIT_OK(&self->watcher);
 	EXPECT_EQ(0, swapoff(DISK));
 	EXPECT_EQ(0, af_write_file(CG_ROOT "/cgroup.procs", "0"));
 	EXPECT_EQ(0, cg_end());
@@ -218,8 +222,7 @@ static long do_lock_ballast(const struct af_job *job)
 struct collapser {
 	char *addr;
 	volatile pid_t tid;
-	int looks;
-	volatile bool done;
+	volatile bool go, done;
 	pthread_t thread;
 };
 
@@ -228,52 +231,86 @@ static void *collapse(void *arg)
 	struct collapser *c = arg;
 
 	c->tid = gettid();
+	while (!c->go)
+		sched_yield();
 	/* Pages that a child shares cannot be collapsed: it may well fail. */
 	madvise(c->addr, AF_PIECE, MADV_COLLAPSE);
 	c->done = true;
 	return NULL;
 }
 
-/* For how long has it been asleep at each look? Its own locks take less. */
-static bool is_stopped(void *arg)
+struct sleeper {
+	pid_t pid, tid;
+	int looks;
+};
+
+static bool is_asleep(const struct sleeper *s)
 {
-	struct collapser *c = arg;
 	char path[64], text[512], *state;
 
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", c->tid);
-	if (!c->tid || af_read_file(path, text, sizeof(text)))
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", s->pid, s->tid);
+	if (af_read_file(path, text, sizeof(text)))
 		return false;
 	state = strrchr(text, ')');
-	c->looks = state && state[2] == 'D' ? c->looks + 1 : 0;
-	return c->looks > 30;
+	return state && state[2] == 'D';
+}
+
+/* Asleep at all looks of 0.6 s: what reclaim waits for on its way takes less. */
+static bool is_stopped(void *arg)
+{
+	struct sleeper *s = arg;
+
+	s->looks = is_asleep(s) ? s->looks + 1 : 0;
+	return s->looks > 300;
+}
+
+static long do_set_high(const struct af_job *job)
+{
+	return cg_write(GROUP, "memory.high", job->addr);
+}
+
+/* Lifts the limit as soon as thread job->pages of process job->first is stopped. */
+static long do_lift_high(const struct af_job *job)
+{
+	struct sleeper s = { .pid = job->first, .tid = job->pages };
+	int ret = af_poll(is_stopped, &s, 10);
+
+	return cg_write(GROUP, "memory.high", "max") ? -1 : ret;
 }
 
 /*
  * MADV_COLLAPSE swaps in, without a fault. Its charge for the huge page is above
  * memory.high: it sleeps in there for 2 s with no lock held, and fork() comes
  * between. Pages that it swapped in before fork() are lost by plain fork, too:
- * returns false if a busy host was too late.
+ * returns false if a busy host was too late. This process is in the group: while
+ * the limit is low and the thread sleeps it allocates nothing.
  */
 static bool collapse_around_fork(struct __test_metadata *_metadata,
 				 FIXTURE_DATA(swapin) *self)
 {
 	struct collapser c = { .addr = af_page(&self->r, AF_HEAD) };
-	bool late;
+	struct sleeper s = { .pid = getpid() };
+	bool in_time;
 
 	ASSERT_EQ(0, af_call(&self->ballast, do_lock_ballast));
 	ASSERT_EQ(0, madvise(self->r.base, self->r.pages * AF_PAGE,
 			     MADV_HUGEPAGE));
-	ASSERT_EQ(0, cg_write(GROUP, "memory.high", "4M"));
+	ASSERT_EQ(0, pthread_create(&c.thread, NULL, collapse, &c));
+	while (!c.tid)
+		sched_yield();
+	s.tid = c.tid;
+	ASSERT_EQ(0, af_call(&self->watcher, do_set_high, .addr = "4M"));
 	/* A page that can be written, else there is nothing to collapse. */
 	af_fill(&self->r, AF_HEAD + 7, 1, SEED);
-	ASSERT_EQ(0, pthread_create(&c.thread, NULL, collapse, &c));
-	af_poll(is_stopped, &c, 5);
-	ASSERT_EQ(0, cg_write(GROUP, "memory.high", "max"));
+	ASSERT_EQ(0, af_post(&self->watcher, &(struct af_job){
+		.fn = do_lift_high, .first = s.pid, .pages = s.tid }));
+	c.go = true;
+	EXPECT_EQ(0, af_wait(&self->watcher));
 	AF_SPAWN(&self->c);
-	late = c.done || !is_stopped(&c);
+	in_time = is_asleep(&s) && !c.done;
 	pthread_join(c.thread, NULL);
-	return !late && (!self->af.held ||
-			 af_delta(&self->af, AF_PIECE_PARENT) == 1);
+	return in_time && (!self->af.held ||
+			   af_delta(&self->af, AF_PIECE_PARENT) == 1);
 }
 
 #define TOO_LATE "fork() came too late, the host is busy"
