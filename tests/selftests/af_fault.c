@@ -2,9 +2,11 @@
 /* Allocations that fail on demand, by the kernel's fault injection. */
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -118,11 +120,38 @@ bool af_fault_disarm_two(int fd)
 	return failed;
 }
 
-/* The same as below, but for the allocations that @spared names. */
+static int populate_segments(struct dl_phdr_info *info, size_t size, void *arg)
+{
+	int i;
+
+	(void)size;
+	(void)arg;
+	for (i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
+		uintptr_t from = info->dlpi_addr + ph->p_vaddr;
+		uintptr_t start = from & -AF_PAGE;
+
+		if (ph->p_type != PT_LOAD || ph->p_flags & PF_W)
+			continue;
+		/* The vDSO cannot be populated, and is not called here. */
+		madvise((void *)start, from + ph->p_memsz - start,
+			MADV_POPULATE_READ);
+	}
+	return 0;
+}
+
+/*
+ * The same as below, but for the allocations that @spared names. fork() does not
+ * copy the tables of the program's code. Where they are, between which of the C
+ * library's functions one ends, differs from start to start: a call that needs
+ * a new one would fault for ever. The programs are linked with -z now, so that
+ * no symbol is looked up, either.
+ */
 static int fault_pages(const char *spared, long times)
 {
 	int fd;
 
+	dl_iterate_phdr(populate_segments, NULL);
 	if (set_number(spared, 1) || set_number(PAGES "times", times) ||
 	    set_number(PAGES "probability", 100))
 		return -1;
