@@ -149,9 +149,14 @@ static int populate_segments(struct dl_phdr_info *info, size_t size, void *arg)
  */
 static int fault_pages(const char *spared, long times)
 {
+	volatile char deep[32 << 10];
+	size_t i;
 	int fd;
 
 	dl_iterate_phdr(populate_segments, NULL);
+	/* The stack, too, may end a table anywhere. */
+	for (i = 0; i < sizeof(deep); i += AF_PAGE)
+		deep[i] = 0;
 	if (set_number(spared, 1) || set_number(PAGES "times", times) ||
 	    set_number(PAGES "probability", 100))
 		return -1;

@@ -75,6 +75,16 @@ static inline int cg_join(const char *group, pid_t pid)
 	return cg_write(group, "cgroup.procs", text);
 }
 
+/* Whether thread @tid sleeps as it is over memory.high. */
+static inline bool cg_pays(pid_t tid)
+{
+	char path[64], symbol[128];
+
+	snprintf(path, sizeof(path), "/proc/%d/wchan", tid);
+	return !af_read_file(path, symbol, sizeof(symbol)) &&
+	       (strstr(symbol, "over_high") || strstr(symbol, "try_charge"));
+}
+
 static inline int cg_freeze(const char *group)
 {
 	int ret = cg_write(group, "cgroup.freeze", "1");

@@ -73,7 +73,11 @@ static char *make_wiped(void)
 /* Twice what it takes: a private write needs a page of its own. */
 static char *make_hugetlb(void)
 {
-	af_write_file(HUGE_PAGES, "16");
+	char pages[32];
+
+	if (af_write_file(HUGE_PAGES, "16") ||
+	    af_read_file(HUGE_PAGES, pages, sizeof(pages)) || atol(pages) < 16)
+		return MAP_FAILED;
 	return map(MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
 }
 

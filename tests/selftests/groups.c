@@ -619,19 +619,9 @@ FIXTURE_TEARDOWN(high)
 	EXPECT_EQ(0, cg_end());
 }
 
-/* Whether @pid sleeps as it is over memory.high. */
-static bool pays(pid_t pid)
-{
-	char path[64], symbol[128];
-
-	snprintf(path, sizeof(path), "/proc/%d/wchan", pid);
-	return !af_read_file(path, symbol, sizeof(symbol)) &&
-	       (strstr(symbol, "over_high") || strstr(symbol, "try_charge"));
-}
-
 static bool child_pays(void *pid)
 {
-	return pays(*(pid_t *)pid);
+	return cg_pays(*(pid_t *)pid);
 }
 
 /* A look at somebody's mappings, which waits for the lock of its memory. */
@@ -662,7 +652,7 @@ static struct watch watch_parent(struct pair *pair, const struct af *af)
 
 	while (!poll(&reply, 1, 1)) {
 		pieces = af_delta(af, AF_PIECE_PARENT);
-		if (!pays(pair->p.pid))
+		if (!cg_pays(pair->p.pid))
 			continue;
 		/* What it copied since it paid says nothing. */
 		if (pieces != af_delta(af, AF_PIECE_PARENT))

@@ -239,29 +239,9 @@ static void *collapse(void *arg)
 	return NULL;
 }
 
-struct sleeper {
-	pid_t pid, tid;
-	int looks;
-};
-
-static bool is_asleep(const struct sleeper *s)
+static bool is_stopped(void *tid)
 {
-	char path[64], text[512], *state;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", s->pid, s->tid);
-	if (af_read_file(path, text, sizeof(text)))
-		return false;
-	state = strrchr(text, ')');
-	return state && state[2] == 'D';
-}
-
-/* Asleep at all looks of 0.6 s: what reclaim waits for on its way takes less. */
-static bool is_stopped(void *arg)
-{
-	struct sleeper *s = arg;
-
-	s->looks = is_asleep(s) ? s->looks + 1 : 0;
-	return s->looks > 300;
+	return cg_pays(*(pid_t *)tid);
 }
 
 static long do_set_high(const struct af_job *job)
@@ -269,13 +249,13 @@ static long do_set_high(const struct af_job *job)
 	return cg_write(GROUP, "memory.high", job->addr);
 }
 
-/* Lifts the limit as soon as thread job->pages of process job->first is stopped. */
+/* Lifts the limit as soon as thread job->pages is stopped by it, or not at all. */
 static long do_lift_high(const struct af_job *job)
 {
-	struct sleeper s = { .pid = job->first, .tid = job->pages };
-	int ret = af_poll(is_stopped, &s, 10);
+	pid_t tid = job->pages;
 
-	return cg_write(GROUP, "memory.high", "max") ? -1 : ret;
+	af_poll(is_stopped, &tid, 10);
+	return cg_write(GROUP, "memory.high", "max");
 }
 
 /*
@@ -289,7 +269,7 @@ static bool collapse_around_fork(struct __test_metadata *_metadata,
 				 FIXTURE_DATA(swapin) *self)
 {
 	struct collapser c = { .addr = af_page(&self->r, AF_HEAD) };
-	struct sleeper s = { .pid = getpid() };
+	long swapped = af_smaps_kb(self->r.base, "Swap");
 	bool in_time;
 
 	ASSERT_EQ(0, af_call(&self->ballast, do_lock_ballast));
@@ -298,16 +278,17 @@ static bool collapse_around_fork(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, pthread_create(&c.thread, NULL, collapse, &c));
 	while (!c.tid)
 		sched_yield();
-	s.tid = c.tid;
 	ASSERT_EQ(0, af_call(&self->watcher, do_set_high, .addr = "4M"));
 	/* A page that can be written, else there is nothing to collapse. */
 	af_fill(&self->r, AF_HEAD + 7, 1, SEED);
 	ASSERT_EQ(0, af_post(&self->watcher, &(struct af_job){
-		.fn = do_lift_high, .first = s.pid, .pages = s.tid }));
+		.fn = do_lift_high, .pages = c.tid }));
 	c.go = true;
 	EXPECT_EQ(0, af_wait(&self->watcher));
 	AF_SPAWN(&self->c);
-	in_time = is_asleep(&s) && !c.done;
+	/* All but the page above are out still: it has not begun. */
+	in_time = cg_pays(c.tid) && !c.done &&
+		  af_smaps_kb(self->r.base, "Swap") >= swapped - 4;
 	pthread_join(c.thread, NULL);
 	return in_time && (!self->af.held ||
 			   af_delta(&self->af, AF_PIECE_PARENT) == 1);

@@ -119,10 +119,18 @@ static long act_flags(const struct af_job *job)
  */
 static long act_collapse(const struct af_job *job)
 {
+	int i;
+
 	if (madvise(job->addr, LEN(job), MADV_HUGEPAGE))
 		return -errno;
-	if (!madvise(job->addr, LEN(job), MADV_COLLAPSE))
-		return 1;
+	/* Others may hold a page for a moment. */
+	for (i = 0; i < 100; i++) {
+		if (!madvise(job->addr, LEN(job), MADV_COLLAPSE))
+			return 1;
+		if (errno != EAGAIN)
+			break;
+		usleep(1000);
+	}
 	return errno == EINVAL ? 0 : -errno;
 }
 
