@@ -141,11 +141,19 @@ static int populate_segments(struct dl_phdr_info *info, size_t size, void *arg)
 }
 
 /*
- * The same as below, but for the allocations that @spared names. fork() does not
- * copy the tables of the program's code. Where they are, between which of the C
- * library's functions one ends, differs from start to start: a call that needs
- * a new one would fault for ever. The programs are linked with -z now, so that
- * no symbol is looked up, either.
+ * What the kernel tries again for ever, as long as it cannot be had, must end: a
+ * fault for want of a page table (VM_FAULT_OOM), a change of a maple tree that
+ * got some of the nodes it wants (mas_nomem()).
+ */
+#define ALL	4096
+
+/*
+ * The same as below, but for the allocations that @spared names. Whatever the
+ * call touches in passing has its page table before. What shares a table with
+ * what differs from start to start. fork() does not copy the tables of the
+ * program's code; the stack may end one anywhere, and so may the thread's own
+ * variables, of which errno is far from all others and is not written before a
+ * call fails. The programs are linked with -z now, so no symbol is looked up.
  */
 static int fault_pages(const char *spared, long times)
 {
@@ -154,10 +162,10 @@ static int fault_pages(const char *spared, long times)
 	int fd;
 
 	dl_iterate_phdr(populate_segments, NULL);
-	/* The stack, too, may end a table anywhere. */
+	errno = 0;
 	for (i = 0; i < sizeof(deep); i += AF_PAGE)
 		deep[i] = 0;
-	if (set_number(spared, 1) || set_number(PAGES "times", times) ||
+	if (set_number(spared, 1) || set_number(PAGES "times", times < 0 ? ALL : times) ||
 	    set_number(PAGES "probability", 100))
 		return -1;
 	fd = open("/proc/thread-self/make-it-fail", O_WRONLY | O_CLOEXEC);
@@ -168,8 +176,8 @@ static int fault_pages(const char *spared, long times)
 
 /*
  * The next @times pages that the calling thread allocates for the kernel's own
- * use, such as page tables, cannot be had; -1: none can. Pages for user memory
- * are spared. Returns what af_fault_pages_end() wants.
+ * use, such as page tables, cannot be had; -1: none can, but see ALL. Pages for
+ * user memory are spared. Returns what af_fault_pages_end() wants.
  */
 int af_fault_tables(long times)
 {
