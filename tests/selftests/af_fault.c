@@ -165,7 +165,8 @@ static int fault_pages(const char *spared, long times)
 	errno = 0;
 	for (i = 0; i < sizeof(deep); i += AF_PAGE)
 		deep[i] = 0;
-	if (set_number(spared, 1) || set_number(PAGES "times", times < 0 ? ALL : times) ||
+	if (set_number(spared, 1) ||
+	    set_number(PAGES "times", times < 0 ? ALL : times) ||
 	    set_number(PAGES "probability", 100))
 		return -1;
 	fd = open("/proc/thread-self/make-it-fail", O_WRONLY | O_CLOEXEC);

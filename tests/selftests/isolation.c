@@ -244,8 +244,7 @@ TEST_F(child, is_out_of_cpu_time)
 	usleep(20000);
 	PARENT_COPIES_ALL();
 	EXPECT_LT(self->worst_us, PERIOD_US / 2);
-	/* A fast host's child may have had time for all of them. */
-	if (self->af.held && af_delta(&self->af, AF_PIECE_CHILD) < PIECES)
+	if (self->af.held)
 		EXPECT_GT(af_delta(&self->af, AF_PIECE_PARENT), 0);
 	TH_LOG("worst wait %ld us; pieces: %ld by the parent, %ld by the child",
 	       self->worst_us, af_delta(&self->af, AF_PIECE_PARENT),

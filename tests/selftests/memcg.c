@@ -160,11 +160,7 @@ TEST_F(memcg, parent_unmaps_at_the_limit)
 	}
 }
 
-/*
- * A parent at its limit forks: it lives, and its child is right or gone. It is
- * alone in its group: were there too little for the process itself, the OOM
- * killer would take the test.
- */
+/* A parent at its limit forks: it lives, and its child is right or gone. */
 TEST_F(memcg, parent_forks_at_the_limit)
 {
 	int status;
@@ -177,7 +173,7 @@ TEST_F(memcg, parent_forks_at_the_limit)
 	self->af.spare = 1;
 	self->af.allow |= AF_ALLOW(AF_POISON) | AF_ALLOW(AF_CANCEL) |
 			  AF_ALLOW(AF_FB_NOMEM);
-	ASSERT_EQ(0, tighten(2 * SPARE));
+	ASSERT_EQ(0, tighten(SPARE));
 	pid = fork();
 	if (!pid)
 		_exit(0);
