@@ -38,7 +38,7 @@ fuzz: ## random operations against a model (SECONDS=600 SEED= ROUNDS= KERNEL=deb
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS))
 
-peers: ## other projects' tests, by plain and by async fork (two hours on debug; KERNEL=release ONLY=)
+peers: ## other projects' tests, by plain and by async fork (three hours on debug; KERNEL=release ONLY=)
 	scripts/setup --peers
 	scripts/peers $(if $(KERNEL),--kernel $(KERNEL)) $(if $(ONLY),--only '$(ONLY)')
 
